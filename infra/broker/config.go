@@ -1,0 +1,88 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/gridfan/gridfan/infra/secret"
+)
+
+// Config says which NATS server to use: an embedded one, unless URL is set.
+type Config struct {
+	// Dir is where the embedded server stores everything. Default "./data".
+	Dir string
+	// Listen is the address at which other NATS clients reach the embedded
+	// server: "host:port", or "none" for no listener. It has no password, so
+	// only loopback addresses are allowed. The default is 127.0.0.1:4222; when
+	// that default is taken, the server goes without and says so.
+	Listen string
+
+	// URL names external servers, comma-separated. Dir and Listen then have
+	// no meaning.
+	URL string
+	// Credentials is the text of a NATS .creds file for the external server.
+	Credentials secret.String
+	// Replicas is how many servers of a cluster keep each stream: 1 to 5,
+	// default 1. The embedded server is one.
+	Replicas int
+
+	// MaxBytes is the disk space for all streams together. Default 8 GiB.
+	MaxBytes int64
+}
+
+// DefaultListen is where `nats sub` finds the embedded server.
+const DefaultListen = "127.0.0.1:4222"
+
+// DefaultMaxBytes leaves room for about eight million events of 1 KB.
+const DefaultMaxBytes = 8 << 30
+
+// minMaxBytes is what the streams need to be of any use.
+const minMaxBytes = 64 << 20
+
+// Validate sets defaults and reports every problem, each beginning with the
+// path of its key in the configuration file.
+func (c *Config) Validate() error {
+	var errs []error
+	if c.Dir == "" {
+		c.Dir = "./data"
+	}
+	if c.MaxBytes == 0 {
+		c.MaxBytes = DefaultMaxBytes
+	}
+	if c.MaxBytes < minMaxBytes {
+		errs = append(errs, errors.New("storage.maxBytes: want at least 64MiB"))
+	}
+	if c.Replicas == 0 {
+		c.Replicas = 1
+	}
+	if c.Replicas < 1 || c.Replicas > 5 {
+		errs = append(errs, fmt.Errorf("broker.replicas: want 1 to 5, got %d", c.Replicas))
+	}
+	if c.URL == "" {
+		if c.Replicas != 1 {
+			errs = append(errs, errors.New("broker.replicas: the embedded server is a single node; set broker.url to use a cluster"))
+		}
+		if !c.Credentials.IsZero() {
+			errs = append(errs, errors.New("broker.credentials: only an external server (broker.url) asks for credentials"))
+		}
+		if c.Listen != "" && c.Listen != "none" {
+			host, _, err := net.SplitHostPort(c.Listen)
+			ip := net.ParseIP(host)
+			if err != nil {
+				errs = append(errs, errors.New(`broker.embedded.listen: want "host:port" or "none"`))
+			} else if host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+				errs = append(errs, errors.New("broker.embedded.listen: the embedded server has no password, so only a loopback address is allowed; use an external server (broker.url) to share it"))
+			}
+		}
+		return errors.Join(errs...)
+	}
+	for u := range strings.SplitSeq(c.URL, ",") {
+		if u = strings.TrimSpace(u); !strings.HasPrefix(u, "nats://") && !strings.HasPrefix(u, "tls://") {
+			errs = append(errs, errors.New("broker.url: want nats://host:port or tls://host:port, several separated by commas"))
+			break
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,529 @@
+package event
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/gridfan/gridfan/schemas/rawjson"
+)
+
+// SpecVersion is the CloudEvents version of every event here.
+const SpecVersion = "1.0"
+
+// Media types of the JSON event format.
+const (
+	MediaStructured = "application/cloudevents+json"
+	MediaBatch      = "application/cloudevents-batch+json"
+)
+
+const (
+	headerPrefix      = "ce-"
+	headerContentType = "content-type"
+
+	// CloudEvents' binary mode forgets the types of extensions and whether
+	// data was JSON in spite of its content type; these two headers, on NATS
+	// only, remember them where the default would be wrong.
+	headerTypes = "Gridfan-Types"
+	headerData  = "Gridfan-Data"
+)
+
+// maxHeader is how many bytes of attributes go into headers before Encode
+// takes the structured form instead. JetStream refuses a header block over
+// 65,535 bytes (nats-server v2.15.2 server/stream.go, MaxUint16 check); half
+// of that leaves room for the headers of the router and of the broker.
+const maxHeader = 32 << 10
+
+// Encode gives the headers and body of e's NATS message: CloudEvents binary
+// mode, or the structured form when the attributes are too big for headers.
+// Header names are lower case, as the NATS binding has them.
+func (e *Event) Encode() (header map[string][]string, body []byte) {
+	if e.HeaderSize() > maxHeader {
+		return map[string][]string{headerContentType: {MediaStructured}}, e.JSON()
+	}
+	header = make(map[string][]string, 8+len(e.Extensions))
+	e.Header(header)
+	var types []string
+	for _, x := range e.Extensions {
+		switch x.Type {
+		case Integer:
+			types = append(types, x.Name+"=integer")
+		case Boolean:
+			types = append(types, x.Name+"=boolean")
+		}
+	}
+	if types != nil {
+		header[headerTypes] = []string{strings.Join(types, ",")}
+	}
+	if e.Data != nil && e.DataJSON != IsJSONMedia(e.DataContentType) {
+		header[headerData] = []string{map[bool]string{true: "json", false: "bytes"}[e.DataJSON]}
+	}
+	return header, e.Data
+}
+
+// HeaderSize is at least how many bytes Header adds, and not much more.
+func (e *Event) HeaderSize() int {
+	n := 256
+	for _, s := range []string{e.ID, e.Source, e.Type, e.Subject, e.DataContentType, e.DataSchema} {
+		n += encodedLen(s)
+	}
+	for _, x := range e.Extensions {
+		n += len(x.Name) + 8 + encodedLen(x.Value)
+	}
+	return n
+}
+
+// Header sets the CloudEvents binary mode headers on h, replacing what stands
+// there under their names.
+func (e *Event) Header(h map[string][]string) {
+	set := func(name, value string) {
+		if value != "" {
+			h[headerPrefix+name] = []string{percentEncode(value)}
+		}
+	}
+	set("specversion", SpecVersion)
+	set("id", e.ID)
+	set("source", e.Source)
+	set("type", e.Type)
+	set("subject", e.Subject)
+	if !e.Time.IsZero() {
+		set("time", FormatTime(e.Time))
+	}
+	set("dataschema", e.DataSchema)
+	for _, x := range e.Extensions {
+		set(x.Name, x.Value)
+	}
+	if e.DataContentType != "" {
+		h[headerContentType] = []string{e.DataContentType}
+	}
+}
+
+// Decode reads a NATS message back: what Encode wrote, or any CloudEvent in
+// binary or structured mode that another client published.
+func Decode(header map[string][]string, body []byte) (*Event, error) {
+	ct := headerValue(header, headerContentType)
+	if mediaType(ct) == MediaStructured {
+		return ParseJSON(body)
+	}
+	e := &Event{DataContentType: ct}
+	types := parseTypes(headerValue(header, headerTypes))
+	spec := ""
+	for name, values := range header {
+		if len(name) <= len(headerPrefix) || !strings.EqualFold(name[:len(headerPrefix)], headerPrefix) || len(values) == 0 {
+			continue
+		}
+		value, err := percentDecode(values[0])
+		if err != nil {
+			return nil, fmt.Errorf("header %.64s: %w", name, err)
+		}
+		switch name := strings.ToLower(name[len(headerPrefix):]); name {
+		case "specversion":
+			spec = value
+		case "id":
+			e.ID = value
+		case "source":
+			e.Source = value
+		case "type":
+			e.Type = value
+		case "subject":
+			e.Subject = value
+		case "dataschema":
+			e.DataSchema = value
+		case "datacontenttype":
+			if ct == "" {
+				e.DataContentType = value
+			}
+		case "time":
+			if e.Time, err = ParseTime(value); err != nil {
+				return nil, fmt.Errorf("attribute time: %w", err)
+			}
+		default:
+			e.SetExtension(Extension{Name: name, Value: value, Type: types[name]})
+		}
+	}
+	if spec != SpecVersion {
+		return nil, fmt.Errorf("not a CloudEvents %s message: specversion is %.16q", SpecVersion, spec)
+	}
+	if len(body) > 0 {
+		e.Data = body
+		e.DataJSON = IsJSONMedia(e.DataContentType)
+		switch headerValue(header, headerData) {
+		case "json":
+			e.DataJSON = true
+		case "bytes":
+			e.DataJSON = false
+		default:
+			// Somebody else's message: its word on JSON is not ours.
+			if e.DataJSON && e.Get(ExtSource) == "" {
+				e.DataJSON = rawjson.Valid(body)
+			}
+		}
+	}
+	return e, e.Validate()
+}
+
+func parseTypes(s string) map[string]ExtensionType {
+	if s == "" {
+		return nil
+	}
+	types := map[string]ExtensionType{}
+	for pair := range strings.SplitSeq(s, ",") {
+		switch name, t, _ := strings.Cut(pair, "="); t {
+		case "integer":
+			types[name] = Integer
+		case "boolean":
+			types[name] = Boolean
+		}
+	}
+	return types
+}
+
+// headerValue finds a header whatever its case: NATS keeps the case it was
+// sent with.
+func headerValue(header map[string][]string, name string) string {
+	if v := header[name]; len(v) > 0 {
+		return v[0]
+	}
+	for k, v := range header {
+		if len(v) > 0 && strings.EqualFold(k, name) {
+			return v[0]
+		}
+	}
+	return ""
+}
+
+func mediaType(contentType string) string {
+	m, _, _ := strings.Cut(contentType, ";")
+	return strings.ToLower(strings.TrimSpace(m))
+}
+
+// IsJSONMedia says whether a content type promises JSON.
+func IsJSONMedia(contentType string) bool {
+	m := mediaType(contentType)
+	return strings.HasSuffix(m, "/json") || strings.HasSuffix(m, "+json")
+}
+
+// JSON gives e in CloudEvents' JSON format (structured mode).
+func (e *Event) JSON() []byte { return e.AppendJSON(make([]byte, 0, 512+e.HeaderSize()+len(e.Data))) }
+
+// AppendJSON appends e in CloudEvents' JSON format to b.
+func (e *Event) AppendJSON(b []byte) []byte {
+	member := func(name, value string) {
+		if value == "" {
+			return
+		}
+		b = append(b, ',', '"')
+		b = append(b, name...)
+		b = append(b, '"', ':')
+		b, _ = jsontext.AppendQuote(b, value)
+	}
+	b = append(b, `{"specversion":"`+SpecVersion+`"`...)
+	member("id", e.ID)
+	member("source", e.Source)
+	member("type", e.Type)
+	member("subject", e.Subject)
+	if !e.Time.IsZero() {
+		member("time", FormatTime(e.Time))
+	}
+	member("datacontenttype", e.DataContentType)
+	member("dataschema", e.DataSchema)
+	for _, x := range e.Extensions {
+		if x.Type == String {
+			member(x.Name, x.Value)
+			continue
+		}
+		b = append(b, `,"`+x.Name+`":`+x.Value...)
+	}
+	switch {
+	case e.Data == nil:
+	case e.DataJSON:
+		b = append(b, `,"data":`...)
+		b = append(b, e.Data...)
+	case e.DataContentType != "" && !IsJSONMedia(e.DataContentType) && utf8.Valid(e.Data):
+		b = append(b, `,"data":`...)
+		b, _ = jsontext.AppendQuote(b, e.Data)
+	default:
+		b = append(b, `,"data_base64":"`...)
+		b = base64.StdEncoding.AppendEncode(b, e.Data)
+		b = append(b, '"')
+	}
+	return append(b, '}')
+}
+
+// ParseJSON reads one event in CloudEvents' JSON format. The error, if any, is
+// a *Fault.
+//
+// Attributes whose value is null count as not set (CloudEvents 1.0.2,
+// formats/json-format.md §2.2). A member that is no valid attribute is kept:
+// see Unmapped.
+func ParseJSON(raw []byte) (*Event, error) {
+	members, err := rawjson.Members(raw)
+	if err != nil {
+		return nil, Faultf(FaultNotEvent, "%v", err)
+	}
+	e := &Event{}
+	var extra []rawjson.Member
+	var data, data64 []byte
+	spec := ""
+	for _, m := range members {
+		var dst *string
+		switch m.Name {
+		case "specversion":
+			dst = &spec
+		case "id":
+			dst = &e.ID
+		case "source":
+			dst = &e.Source
+		case "type":
+			dst = &e.Type
+		case "subject":
+			dst = &e.Subject
+		case "datacontenttype":
+			dst = &e.DataContentType
+		case "dataschema":
+			dst = &e.DataSchema
+		case "time":
+			if err := e.parseTimeMember(m.Value); err != nil {
+				return nil, err
+			}
+			continue
+		case "data":
+			data = m.Value
+			continue
+		case "data_base64":
+			data64 = m.Value
+			continue
+		default:
+			extra = append(extra, m)
+			continue
+		}
+		if rawjson.IsNull(m.Value) {
+			continue
+		}
+		s, ok := rawjson.Text(m.Value)
+		if !ok {
+			return nil, Faultf(FaultType, "attribute %s: want a string, got %s", m.Name, rawjson.Kind(m.Value))
+		}
+		*dst = s
+	}
+	if spec != SpecVersion {
+		return nil, Faultf(FaultUnsupported, "specversion is %.16q; only CloudEvents %s is understood", spec, SpecVersion)
+	}
+	for _, a := range []struct{ name, value string }{{"id", e.ID}, {"source", e.Source}, {"type", e.Type}} {
+		if a.value == "" {
+			return nil, Faultf(FaultMissing, "attribute %s is missing or empty", a.name)
+		}
+	}
+	e.Unmapped(extra)
+	if err := e.setData(data, data64); err != nil {
+		return nil, err
+	}
+	if err := e.Validate(); err != nil {
+		return nil, Faultf(FaultInvalid, "%v", err)
+	}
+	return e, nil
+}
+
+// parseTimeMember keeps a time nobody can read as extension "originaltime":
+// a publisher's bad clock text is no reason to lose its event.
+func (e *Event) parseTimeMember(v []byte) error {
+	if rawjson.IsNull(v) {
+		return nil
+	}
+	s, ok := rawjson.Text(v)
+	if !ok {
+		return Faultf(FaultType, "attribute time: want a string, got %s", rawjson.Kind(v))
+	}
+	e.SetTime(s)
+	return nil
+}
+
+// SetTime sets the time attribute from a sender's text: null dates leave it
+// unset, and what is no time at all is kept as extension "originaltime".
+func (e *Event) SetTime(s string) {
+	t, err := ParseTime(s)
+	switch {
+	case err != nil:
+		e.Set("originaltime", s)
+	case !IsNullTime(t):
+		e.Time = t
+	}
+}
+
+func (e *Event) setData(data, data64 []byte) error {
+	switch {
+	case data64 != nil && !rawjson.IsNull(data64):
+		if data != nil && !rawjson.IsNull(data) {
+			return Faultf(FaultAmbiguous, "both data and data_base64 are set")
+		}
+		s, ok := rawjson.Text(data64)
+		if !ok {
+			return Faultf(FaultType, "data_base64: want a string, got %s", rawjson.Kind(data64))
+		}
+		b, err := base64.StdEncoding.DecodeString(s)
+		if err != nil {
+			return Faultf(FaultType, "data_base64 is not base64")
+		}
+		e.Data = b
+		e.DataJSON = IsJSONMedia(e.DataContentType) && rawjson.Valid(b)
+	case data != nil:
+		e.Data, e.DataJSON = data, true
+		if e.DataContentType == "" {
+			e.DataContentType = "application/json"
+		}
+		if s, ok := rawjson.Text(data); ok && !IsJSONMedia(e.DataContentType) {
+			e.Data, e.DataJSON = []byte(s), false
+		}
+	}
+	return nil
+}
+
+// Unmapped keeps envelope members that have no attribute of their own, so that
+// nothing is dropped: a scalar whose lower-cased name is a valid extension name
+// becomes that extension; all else goes, as one JSON object, into the extension
+// "unmapped". Nulls count as not set. An extension that exists already is not
+// overwritten.
+func (e *Event) Unmapped(members []rawjson.Member) {
+	var rest []byte
+	keep := func(m rawjson.Member) {
+		rest = append(rest, map[bool]byte{true: '{', false: ','}[rest == nil])
+		rest, _ = jsontext.AppendQuote(rest, m.Name)
+		rest = append(rest, ':')
+		rest = append(rest, rawjson.Canonical(m.Value)...)
+	}
+	// An event that has been here before brings its "unmapped" along: it stays
+	// as it is unless there is more to put into it.
+	var before *rawjson.Member
+	for _, m := range members {
+		if rawjson.IsNull(m.Value) {
+			continue
+		}
+		x, ok := extensionOf(m)
+		_, taken := e.find(x.Name)
+		switch {
+		case m.Name == "unmapped" && ok && x.Type == String:
+			before = &m
+		case ok && !taken && x.Name != "unmapped":
+			e.SetExtension(x)
+		default:
+			keep(m)
+		}
+	}
+	switch {
+	case rest != nil:
+		if before != nil {
+			keep(*before)
+		}
+		e.Set("unmapped", string(append(rest, '}')))
+	case before != nil:
+		x, _ := extensionOf(*before)
+		e.SetExtension(x)
+	}
+}
+
+func extensionOf(m rawjson.Member) (Extension, bool) {
+	x := Extension{Name: strings.ToLower(m.Name)}
+	if !ValidExtensionName(x.Name) || len(m.Name) > 32 {
+		return x, false
+	}
+	switch m.Value[0] {
+	case '"':
+		x.Value, _ = rawjson.Text(m.Value)
+		// An empty header is no header: it would not survive the way out.
+		return x, x.Value != ""
+	case 't', 'f':
+		x.Value, x.Type = string(m.Value), Boolean
+		return x, true
+	case '{', '[':
+		return x, false
+	}
+	// CloudEvents has only whole numbers of 32 bits; others go as text.
+	x.Value, x.Type = string(m.Value), String
+	if isInt32(x.Value) {
+		x.Type = Integer
+	}
+	return x, true
+}
+
+func isInt32(s string) bool {
+	digits := strings.TrimPrefix(s, "-")
+	if len(digits) > 9 || digits == "" || s == "-0" {
+		return false
+	}
+	for i := range len(digits) {
+		if digits[i] < '0' || digits[i] > '9' {
+			return false
+		}
+	}
+	return true
+}
+
+// plain says whether c may stand in a header value as it is (CloudEvents 1.0.2,
+// bindings/http-protocol-binding.md §3.1.3.2).
+func plain(c byte) bool { return c > 0x20 && c < 0x7f && c != '"' && c != '%' }
+
+func encodedLen(s string) int {
+	n := len(s)
+	for i := range len(s) {
+		if !plain(s[i]) {
+			n += 2
+		}
+	}
+	return n
+}
+
+func percentEncode(s string) string {
+	n := encodedLen(s)
+	if n == len(s) {
+		return s
+	}
+	const hexDigits = "0123456789ABCDEF"
+	b := make([]byte, 0, n)
+	for i := range len(s) {
+		if c := s[i]; plain(c) {
+			b = append(b, c)
+		} else {
+			b = append(b, '%', hexDigits[c>>4], hexDigits[c&15])
+		}
+	}
+	return string(b)
+}
+
+func percentDecode(s string) (string, error) {
+	if !strings.Contains(s, "%") {
+		return s, nil
+	}
+	b := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		if s[i] != '%' {
+			b = append(b, s[i])
+			continue
+		}
+		if i+2 >= len(s) {
+			return "", errors.New("bad percent-encoding")
+		}
+		hi, lo := unhex(s[i+1]), unhex(s[i+2])
+		if hi < 0 || lo < 0 {
+			return "", errors.New("bad percent-encoding")
+		}
+		b = append(b, byte(hi<<4|lo))
+		i += 2
+	}
+	return string(b), nil
+}
+
+func unhex(c byte) int {
+	switch {
+	case c >= '0' && c <= '9':
+		return int(c - '0')
+	case c >= 'A' && c <= 'F':
+		return int(c-'A') + 10
+	case c >= 'a' && c <= 'f':
+		return int(c-'a') + 10
+	}
+	return -1
+}

@@ -1,0 +1,117 @@
+// Package registry knows the subscribers: their definitions in a KV bucket,
+// shared by every replica, and the workers that serve them.
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/webhook"
+)
+
+// Definition is one subscriber: what it wants, where it is, how it is served.
+type Definition struct {
+	Name string `json:"name"`
+	// Subjects are NATS subject patterns below "events."; an event that
+	// matches several is delivered once.
+	Subjects []string `json:"subjects"`
+	Deliver  Deliver  `json:"deliver"`
+	// Start is where a new subscriber begins. Default Now. It has no meaning
+	// for one that exists already.
+	Start Start `json:"start"`
+
+	deliver.Config
+}
+
+// Deliver chooses the way out; exactly one field is set.
+type Deliver struct {
+	Webhook *webhook.Config `json:"webhook,omitempty"`
+}
+
+// Start is where in the stored stream a new subscriber begins.
+type Start string
+
+// The start positions.
+const (
+	Now       Start = "now"       // events accepted after it was added
+	Beginning Start = "beginning" // everything still stored
+)
+
+// Validate sets defaults and reports every problem, each beginning with the
+// path of its key in the configuration file.
+func (d *Definition) Validate() error {
+	path := "subscribers." + d.Name
+	var errs []error
+	if !validName(d.Name) {
+		errs = append(errs, fmt.Errorf("%s: a name is 1 to 63 lower-case letters, digits and dashes, and begins with a letter or digit", path))
+	}
+	if len(d.Subjects) == 0 {
+		errs = append(errs, fmt.Errorf("%s.subjects: missing; want patterns such as \"events.fno.*.usmf.>\"", path))
+	}
+	for i, s := range d.Subjects {
+		if err := validSubject(s); err != nil {
+			errs = append(errs, fmt.Errorf("%s.subjects[%d]: %w", path, i, err))
+		}
+	}
+	if d.Deliver.Webhook == nil {
+		errs = append(errs, fmt.Errorf("%s.deliver: missing; want webhook: { url: … }", path))
+	} else if err := d.Deliver.Webhook.Validate(path + ".deliver.webhook"); err != nil {
+		errs = append(errs, err)
+	}
+	switch d.Start {
+	case "":
+		d.Start = Now
+	case Now, Beginning:
+	default:
+		errs = append(errs, fmt.Errorf("%s.start: want now or beginning, got %q", path, d.Start))
+	}
+	if err := d.Config.Validate(path); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Redacted returns d without its secrets, for people to see.
+func (d Definition) Redacted() Definition {
+	if d.Deliver.Webhook != nil {
+		w := d.Deliver.Webhook.Redacted()
+		d.Deliver.Webhook = &w
+	}
+	return d
+}
+
+func validName(name string) bool {
+	if name == "" || len(name) > 63 || name[0] == '-' {
+		return false
+	}
+	return strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}
+
+// validSubject checks a subject pattern as NATS reads it, and that it can
+// match an event at all.
+func validSubject(s string) error {
+	const hint = `want a NATS pattern below "events.", as in events.fno.*.usmf.> (* is one token, > the rest)`
+	if s == "" || len(s) > event.MaxSubject {
+		return fmt.Errorf("%d bytes long; %s", len(s), hint)
+	}
+	tokens := strings.Split(s, ".")
+	for i, t := range tokens {
+		switch {
+		case t == "":
+			return fmt.Errorf("%q has an empty token; %s", s, hint)
+		case strings.ContainsAny(t, " \t\r\n\x00"):
+			return fmt.Errorf("%q has a blank; %s", s, hint)
+		case t == ">" && i < len(tokens)-1:
+			return fmt.Errorf("%q: > can only stand last; %s", s, hint)
+		case len(t) > 1 && strings.ContainsAny(t, "*>"):
+			return fmt.Errorf("%q: * and > stand alone between dots; %s", s, hint)
+		}
+	}
+	if tokens[0] != event.SubjectPrefix || len(tokens) < 2 {
+		return fmt.Errorf("%q matches no event; %s", s, hint)
+	}
+	return nil
+}
