@@ -39,10 +39,11 @@ const (
 const maxHeader = 32 << 10
 
 // Encode gives the headers and body of e's NATS message: CloudEvents binary
-// mode, or the structured form when the attributes are too big for headers.
-// Header names are lower case, as the NATS binding has them.
+// mode, or the structured form when the attributes are too big for headers or
+// when data is itself a structured event, whose content type would be taken for
+// the message's. Header names are lower case, as the NATS binding has them.
 func (e *Event) Encode() (header map[string][]string, body []byte) {
-	if e.HeaderSize() > maxHeader {
+	if e.HeaderSize() > maxHeader || mediaType(e.DataContentType) == MediaStructured {
 		return map[string][]string{headerContentType: {MediaStructured}}, e.JSON()
 	}
 	header = make(map[string][]string, 8+len(e.Extensions))
@@ -142,7 +143,9 @@ func Decode(header map[string][]string, body []byte) (*Event, error) {
 				return nil, fmt.Errorf("attribute time: %w", err)
 			}
 		default:
-			e.SetExtension(Extension{Name: name, Value: value, Type: types[name]})
+			if value != "" { // an empty header is no attribute; Header sends none
+				e.SetExtension(Extension{Name: name, Value: value, Type: types[name]})
+			}
 		}
 	}
 	if spec != SpecVersion {
@@ -378,6 +381,9 @@ func (e *Event) setData(data, data64 []byte) error {
 		if s, ok := rawjson.Text(data); ok && !IsJSONMedia(e.DataContentType) {
 			e.Data, e.DataJSON = []byte(s), false
 		}
+	}
+	if len(e.Data) == 0 {
+		e.Data = nil // a message with an empty body cannot tell the two apart
 	}
 	return nil
 }

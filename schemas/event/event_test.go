@@ -50,7 +50,7 @@ func TestParseTime(t *testing.T) {
 			t.Errorf("%s: got %v, %v, want %s", in, event.FormatTime(got), err, want)
 		}
 	}
-	for _, in := range []string{"", "yesterday", "1700000000", "0000-01-01T00:00:00+10:00", "2023-13-01T00:00:00Z"} {
+	for _, in := range []string{"", "yesterday", "1700000000", "0000-01-01T00:00:00+10:00", "0000-06-01T00:00:00Z", "0000-12-31T23:00:00-05:00", "2023-13-01T00:00:00Z"} {
 		if got, err := event.ParseTime(in); err == nil {
 			t.Errorf("%q: got %v, want an error", in, got)
 		}
@@ -80,8 +80,11 @@ func TestRoundTrip(t *testing.T) {
 	odd.DataContentType = "text/plain" // and yet JSON
 	binary := full()
 	binary.DataContentType, binary.Data, binary.DataJSON = "application/json", []byte{0xff, 0}, false
+	inner := full()
+	inner.DataContentType = event.MediaStructured // data is itself an event
+	inner.Data = full().JSON()
 	bare := &event.Event{ID: "1", Source: "s", Type: "t"}
-	for name, e := range map[string]*event.Event{"full": full(), "big": big, "text": text, "odd": odd, "binary": binary, "bare": bare} {
+	for name, e := range map[string]*event.Event{"full": full(), "big": big, "text": text, "odd": odd, "binary": binary, "inner": inner, "bare": bare} {
 		t.Run(name, func(t *testing.T) {
 			h, body := e.Encode()
 			size := 0
@@ -121,6 +124,8 @@ func TestParseJSON(t *testing.T) {
 			`{"specversion":"1.0","id":"1","source":"/s","type":"t","datacontenttype":"application/json","data":"s"}`},
 		{"what is no attribute is kept", `{` + ok + `,"Deep":{"a": 1},"My Name":"x","Count":7,"big":12345678901234,"empty":""}`,
 			`{"specversion":"1.0","id":"1","source":"/s","type":"t","big":"12345678901234","count":7,"unmapped":"{\"Deep\":{\"a\":1},\"My Name\":\"x\",\"empty\":\"\"}"}`},
+		{"empty data is none", `{` + ok + `,"datacontenttype":"text/plain","data":""}`,
+			`{"specversion":"1.0","id":"1","source":"/s","type":"t","datacontenttype":"text/plain"}`},
 		{"a time nobody can read", `{` + ok + `,"time":"soon"}`,
 			`{"specversion":"1.0","id":"1","source":"/s","type":"t","originaltime":"soon"}`},
 		{"the same member twice", `{` + ok + `,"specversion":"1.0"}`,
@@ -167,6 +172,7 @@ func TestDigest(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	f.Add("id", "src", "type", "text/plain", "ext", "val%20ue", []byte("data"))
+	f.Add("id", "s", "t", "", "empty", "", []byte("0"))
 	f.Add("%00", "s", "t", "application/json", "gridfansource", "x", []byte("{}"))
 	f.Add("", "", "", event.MediaStructured, "", "", full().JSON())
 	f.Fuzz(func(t *testing.T, id, source, typ, ct, name, value string, body []byte) {

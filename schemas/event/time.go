@@ -26,7 +26,8 @@ func ParseTime(s string) (time.Time, error) {
 			if _, off := t.Zone(); off == 0 {
 				t = t.UTC()
 			}
-			if t.UTC().Year() < 0 || t.UTC().Year() > 9999 {
+			// Validate would refuse these, and so the event with them.
+			if t.Year() < 1 || t.UTC().Year() < 1 || t.UTC().Year() > 9999 {
 				break
 			}
 			return t, nil

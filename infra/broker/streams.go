@@ -1,0 +1,174 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Names of the streams and buckets. docs/broker.md describes them for people
+// who look in with the nats CLI.
+const (
+	StreamEvents      = "EVENTS"      // every accepted event, in order
+	StreamRetry       = "RETRY"       // deliveries waiting for their next attempt
+	StreamDeadLetters = "DEADLETTERS" // deliveries given up
+	StreamQuarantine  = "QUARANTINE"  // accepted and not understood
+	StreamAttempts    = "ATTEMPTS"    // settlements and attempts, in blocks
+	StreamOps         = "OPS"         // what happened to gridfan itself
+
+	BucketSubscribers = "gridfan_subscribers"
+)
+
+// Subjects of the streams beside EVENTS. Source and subscriber names are safe
+// as tokens.
+const (
+	SubjectEvents      = "events.>"
+	subjectRetry       = "gridfan.retry."
+	subjectDeadLetters = "gridfan.deadletters."
+	subjectQuarantine  = "gridfan.quarantine."
+	subjectAttempts    = "gridfan.attempts."
+	subjectOps         = "gridfan.ops."
+)
+
+// RetryDue is where a subscriber's retries arrive when their time has come.
+func RetryDue(subscriber string) string { return subjectRetry + "due." + subscriber }
+
+// RetryWaiting is where the retry of one event waits, until the server moves
+// it to RetryDue: each scheduled message needs a subject of its own.
+func RetryWaiting(subscriber string, sequence uint64) string {
+	return subjectRetry + "waiting." + subscriber + "." + strconv.FormatUint(sequence, 10)
+}
+
+// RetryWaitingAll matches all waiting retries of a subscriber.
+func RetryWaitingAll(subscriber string) string { return subjectRetry + "waiting." + subscriber + ".*" }
+
+// DeadLetter is where one subscriber's dead letters of one cause are kept.
+func DeadLetter(subscriber, cause string) string {
+	return subjectDeadLetters + subscriber + "." + cause
+}
+
+// DeadLetterAll matches all dead letters of a subscriber.
+func DeadLetterAll(subscriber string) string { return subjectDeadLetters + subscriber + ".*" }
+
+// Quarantine is where what a source sent and nobody understood is kept.
+func Quarantine(source string) string { return subjectQuarantine + source }
+
+// Attempts is where one process writes its blocks of attempts.
+func Attempts(instance string) string { return subjectAttempts + instance }
+
+// Ops is where one process reports what happened to it.
+func Ops(instance, what string) string { return subjectOps + instance + "." + what }
+
+// DedupWindow is how long a repeated event is recognised: Event Grid retries
+// for 24 hours (delivery-and-retry, learn.microsoft.com; read 2026-11).
+const DedupWindow = 24 * time.Hour
+
+// settleWindow is how long a repeated retry, dead letter or quarantine entry
+// is recognised. They repeat only when a process died between writing one and
+// acknowledging its event, so it covers the longest restart, not a retry span.
+const settleWindow = time.Hour
+
+// QuarantinePerSource is how many entries one source may have in quarantine;
+// beyond it the source gets 503.
+const QuarantinePerSource = 10_000
+
+// layout is the version of everything declared here. A higher one on the
+// server means a newer gridfan was here, and this one would undo its work.
+const layout = 1
+
+const layoutKey = "gridfan.layout"
+
+func (b *Broker) declare(ctx context.Context) error {
+	// RETRY has no limit of its own: the server allows schedules only with
+	// discard-old, which would drop waiting retries (nats-server v2.15.2
+	// server/stream.go). The store's limit bounds it: a publish then fails and
+	// the event stays with its subscriber's cursor.
+	share := func(percent int64) int64 { return b.cfg.MaxBytes / 100 * percent }
+	configs := []jetstream.StreamConfig{
+		{
+			Name: StreamEvents, Subjects: []string{SubjectEvents},
+			Description: "gridfan: every accepted event",
+			Discard:     jetstream.DiscardNew, MaxBytes: share(60),
+			Duplicates: DedupWindow, AllowDirect: true,
+		},
+		{
+			Name: StreamRetry, Subjects: []string{subjectRetry + ">"},
+			Description: "gridfan: deliveries waiting for their next attempt",
+			Retention:   jetstream.WorkQueuePolicy,
+			MaxBytes:    -1, Duplicates: settleWindow,
+			AllowMsgSchedules: true, AllowMsgTTL: true,
+		},
+		{
+			Name: StreamDeadLetters, Subjects: []string{subjectDeadLetters + ">"},
+			Description: "gridfan: deliveries given up, by subscriber and cause",
+			Discard:     jetstream.DiscardNew, MaxBytes: share(15),
+			Duplicates: settleWindow, AllowDirect: true,
+		},
+		{
+			Name: StreamQuarantine, Subjects: []string{subjectQuarantine + ">"},
+			Description: "gridfan: accepted and not understood, by source",
+			Discard:     jetstream.DiscardNew, MaxBytes: share(5),
+			MaxMsgsPerSubject: QuarantinePerSource, DiscardNewPerSubject: true,
+			Duplicates: settleWindow, AllowDirect: true,
+		},
+		{
+			Name: StreamAttempts, Subjects: []string{subjectAttempts + ">"},
+			Description: "gridfan: settlements and attempts, in blocks of JSON lines",
+			Discard:     jetstream.DiscardOld, MaxBytes: share(7),
+			Compression: jetstream.S2Compression, AllowDirect: true,
+		},
+		{
+			Name: StreamOps, Subjects: []string{subjectOps + ">"},
+			Description: "gridfan: breakers, pauses and other changes of state, as CloudEvents",
+			Discard:     jetstream.DiscardOld, MaxBytes: share(1), AllowDirect: true,
+		},
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for _, c := range configs {
+		c.Storage = jetstream.FileStorage
+		c.Replicas = b.cfg.Replicas
+		c.Metadata = map[string]string{layoutKey: strconv.Itoa(layout)}
+		if err := b.declareStream(ctx, c); err != nil {
+			return fmt.Errorf("declare stream %s: %w", c.Name, err)
+		}
+	}
+	_, err := b.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
+		Bucket: BucketSubscribers, Description: "gridfan: who subscribes to what",
+		History: 5, MaxBytes: share(1), Storage: jetstream.FileStorage, Replicas: b.cfg.Replicas,
+	})
+	if err != nil {
+		return fmt.Errorf("declare bucket %s: %w", BucketSubscribers, err)
+	}
+	return nil
+}
+
+func (b *Broker) declareStream(ctx context.Context, c jetstream.StreamConfig) error {
+	s, err := b.js.Stream(ctx, c.Name)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		_, err = b.js.CreateStream(ctx, c)
+		return err
+	case err != nil:
+		return err
+	}
+	have := s.CachedInfo().Config
+	v, err := strconv.Atoi(have.Metadata[layoutKey])
+	if err != nil {
+		return errors.New("a stream of this name exists that gridfan did not make; give gridfan an account of its own")
+	}
+	if v > layout {
+		return fmt.Errorf("made by a newer gridfan (layout %d, this one knows %d); use that version or newer", v, layout)
+	}
+	if have.MaxBytes > c.MaxBytes && c.Discard == jetstream.DiscardNew {
+		if used := int64(s.CachedInfo().State.Bytes); used > c.MaxBytes {
+			return fmt.Errorf("storage.maxBytes: %d bytes are in use, the new share is %d; nothing may be dropped, so choose a higher value", used, c.MaxBytes)
+		}
+	}
+	_, err = b.js.UpdateStream(ctx, c)
+	return err
+}

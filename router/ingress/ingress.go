@@ -1,0 +1,458 @@
+// Package ingress takes events in over HTTP: POST /ingress/{source}.
+//
+// Its first duty is never to teach a sender to give up. Event Grid drops an
+// event for good on 400, 401, 403, 404 and 413, and Dataverse repeats one only
+// on 502 to 504, so what may pass is answered 503, and what will never be
+// understood is answered 200 and kept in quarantine. docs/http.md has the
+// whole table.
+package ingress
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/mux"
+	"golang.org/x/time/rate"
+
+	"github.com/gridfan/gridfan/router/publish"
+	"github.com/gridfan/gridfan/schemas/businessevent"
+	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/schemas/eventgrid"
+)
+
+// parser turns a request body into results; source is the configured name.
+type parser func(source string, header map[string][]string, body []byte) []event.Result
+
+var parsers = map[string]parser{
+	event.KindEventGrid: eventgrid.Parse,
+	event.KindFnO:       businessevent.Parse,
+}
+
+// Report tells the operator what happened; see broker.Broker.Report.
+type Report func(what, about string, attrs map[string]any)
+
+// Ingress serves the public listener. It is safe for concurrent use.
+type Ingress struct {
+	cfg     Config
+	sources map[string]*source
+	pub     *publish.Publisher
+	metrics *Metrics
+	log     *slog.Logger
+	report  Report
+	mux     *mux.Router
+
+	stopping atomic.Bool
+}
+
+// source is one configured source and what it has done since the start.
+type source struct {
+	Source
+	maxBody    int64
+	handshakes *rate.Limiter
+	refusals   throttle
+	counts     Counts
+	last       atomic.Int64 // Unix milliseconds of the last accepted event
+}
+
+// New makes an Ingress for a valid cfg.
+func New(cfg Config, pub *publish.Publisher, m *Metrics, report Report, log *slog.Logger) *Ingress {
+	in := &Ingress{cfg: cfg, sources: map[string]*source{}, pub: pub, metrics: m, log: log, report: report}
+	for _, s := range cfg.Sources {
+		in.sources[s.Name] = &source{
+			Source:  s,
+			maxBody: min(s.MaxBody, pub.MaxRaw()),
+			// A handshake comes once per event subscription and again when it
+			// changes; ten a second serve the largest deployment.
+			handshakes: rate.NewLimiter(10, 20),
+		}
+		m.init(s.Name)
+	}
+	r := mux.NewRouter()
+	// Stock Azure clients take a redirect for success and lose the event.
+	r.SkipClean(true)
+	r.UseEncodedPath()
+	in.registerIngressRoutes(r)
+	r.NotFoundHandler = in.handle(func(http.ResponseWriter, *http.Request) error {
+		return refuse(http.StatusNotFound, "not-found", "there is nothing at this path; events go to /ingress/{source}")
+	})
+	r.MethodNotAllowedHandler = in.handle(func(w http.ResponseWriter, _ *http.Request) error {
+		w.Header().Set("Allow", "POST, OPTIONS")
+		return refuse(http.StatusMethodNotAllowed, "method-not-allowed", "events are sent by POST")
+	})
+	in.mux = r
+	return in
+}
+
+func (in *Ingress) registerIngressRoutes(r *mux.Router) {
+	r.Handle("/ingress/{source}", in.handle(in.receive)).Methods(http.MethodPost)
+	r.Handle("/ingress/{source}", in.handle(in.handshake)).Methods(http.MethodOptions)
+}
+
+func (in *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) { in.mux.ServeHTTP(w, r) }
+
+// Stop makes every further request be answered 503, so that senders come back
+// when the next process is up. Requests under way are finished by the server.
+func (in *Ingress) Stop() { in.stopping.Store(true) }
+
+// handle wraps a handler that returns an error, counts the answer and keeps a
+// panic from costing the process.
+func (in *Ingress) handle(h func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		name := in.label(mux.Vars(r)["source"])
+		rec := &recorder{ResponseWriter: w, code: http.StatusOK}
+		defer func() {
+			if p := recover(); p != nil {
+				in.log.Error("panic while serving", "source", name, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+				writeError(rec, retryLater("internal", "an internal error; send it again", 30*time.Second))
+			}
+			in.metrics.requests.WithLabelValues(name, fmt.Sprint(rec.code)).Inc()
+			in.metrics.duration.WithLabelValues(name).Observe(time.Since(start).Seconds())
+		}()
+		if in.stopping.Load() {
+			writeError(rec, retryLater("stopping", "this process is stopping; send it again", 5*time.Second))
+			return
+		}
+		if err := h(rec, r); err != nil {
+			writeError(rec, err)
+		}
+	})
+}
+
+// label keeps strangers from making metric labels.
+func (in *Ingress) label(source string) string {
+	if in.sources[source] == nil {
+		return "unknown"
+	}
+	return source
+}
+
+type recorder struct {
+	http.ResponseWriter
+	code int
+}
+
+func (r *recorder) WriteHeader(code int) {
+	r.code = code
+	r.ResponseWriter.WriteHeader(code)
+}
+
+// find looks a request's source up.
+func (in *Ingress) find(r *http.Request) (*source, error) {
+	s := in.sources[mux.Vars(r)["source"]]
+	if s != nil {
+		return s, nil
+	}
+	if since := time.Since(in.cfg.Since); since < RolloutGrace {
+		// Its configuration may be on its way; a 404 would be final.
+		return nil, retryLater("unknown-source", "no source of this name is configured yet", 30*time.Second)
+	}
+	return nil, refuse(http.StatusNotFound, "unknown-source", "no source of this name is configured")
+}
+
+// receive answers POST /ingress/{source}.
+func (in *Ingress) receive(w http.ResponseWriter, r *http.Request) error {
+	s, err := in.find(r)
+	if err != nil {
+		return err
+	}
+	if !s.authorised(r) {
+		if n, ok := s.refusals.allow(time.Now()); ok {
+			in.log.Warn("sender refused: no valid key", "source", s.Name, "remote", r.RemoteAddr, "refused_since_last_line", n)
+		}
+		w.Header().Set("WWW-Authenticate", `SharedAccessKey realm="gridfan"`)
+		return refuse(http.StatusUnauthorized, "unauthorized", "send the source's key as header aeg-sas-key or X-Gridfan-Key, as Authorization: SharedAccessKey …, or as query parameter code")
+	}
+	accepted := time.Now()
+	body, err := readBody(w, r, s.maxBody)
+	if err != nil {
+		return err
+	}
+	results := parse(s, r, body)
+	statuses, err := in.pub.Publish(r.Context(), publish.Origin{
+		Source: s.Name, Kind: s.Kind, Environment: s.Environment,
+		Via: "push", Accepted: accepted, Header: keptHeaders(r.Header),
+	}, results)
+	if err != nil {
+		in.log.Warn("not stored, sender asked to repeat", "source", s.Name, "error", err)
+		return unavailable(err)
+	}
+	in.count(s, results, statuses, accepted)
+	return in.answer(w, s, results, statuses)
+}
+
+func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	tooLarge := refuse(http.StatusRequestEntityTooLarge, "body-too-large",
+		fmt.Sprintf("the body is over this source's limit of %d bytes; see sources.*.limits.body", limit))
+	if r.ContentLength > limit {
+		return nil, tooLarge
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	var over *http.MaxBytesError
+	switch {
+	case errors.As(err, &over):
+		return nil, tooLarge
+	case err != nil:
+		// The sender went away or was too slow: whoever reads this answer
+		// should repeat.
+		return nil, retryLater("body-incomplete", "the body did not arrive whole; send it again", time.Second)
+	}
+	return body, nil
+}
+
+func parse(s *source, r *http.Request, body []byte) []event.Result {
+	if enc := r.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
+		return []event.Result{{Raw: body, Fault: event.Faultf(event.FaultEncodedBody, "the body is encoded (Content-Encoding %.32q); only plain bodies are read", enc)}}
+	}
+	return parsers[s.Kind](s.Name, r.Header, body)
+}
+
+// count books a request that was stored: received = published + duplicate +
+// quarantined + control.
+func (in *Ingress) count(s *source, results []event.Result, statuses []publish.Status, accepted time.Time) {
+	s.counts.received.Add(int64(len(results)))
+	in.metrics.events.WithLabelValues(s.Name, "received").Add(float64(len(results)))
+	for i, status := range statuses {
+		s.counts.of(status).Add(1)
+		in.metrics.events.WithLabelValues(s.Name, string(status)).Inc()
+		switch status {
+		case publish.Published:
+			s.last.Store(accepted.UnixMilli())
+			if t := results[i].Event.Time; !t.IsZero() {
+				in.metrics.sourceDelay.WithLabelValues(s.Name).Observe(max(0, accepted.Sub(t).Seconds()))
+			}
+		case publish.Quarantined:
+			f := results[i].Fault
+			in.log.Warn("element quarantined", "source", s.Name, "element", i, "code", f.Code, "detail", f.Detail)
+		case publish.Control:
+			in.controlled(s, results[i].Control)
+		}
+	}
+}
+
+func (in *Ingress) controlled(s *source, c *event.Control) {
+	switch c.Kind {
+	case event.Validation:
+		in.report("source.validated", s.Name, map[string]any{"by": "validation event"})
+	case event.Deletion:
+		// Whoever did not do this on purpose wants to know at once.
+		in.report("source.subscription-deleted", s.Name, map[string]any{"subscription": c.Subscription})
+	case event.Test:
+		in.report("source.tested", s.Name, map[string]any{"by": "endpoint test event"})
+	}
+}
+
+// accepted is the body of a 200 for people; senders read only the status.
+type acceptedBody struct {
+	Received    int       `json:"received"`
+	Published   int       `json:"published"`
+	Duplicate   int       `json:"duplicate"`
+	Quarantined int       `json:"quarantined"`
+	Control     int       `json:"control"`
+	Faults      []elemErr `json:"faults,omitempty"`
+}
+
+type elemErr struct {
+	Element int             `json:"element"`
+	Code    event.FaultCode `json:"code"`
+	Detail  string          `json:"detail"`
+}
+
+// maxFaultsShown bounds the answer to a batch of thousands of bad elements.
+const maxFaultsShown = 20
+
+func (in *Ingress) answer(w http.ResponseWriter, s *source, results []event.Result, statuses []publish.Status) error {
+	for i := range results {
+		if c := results[i].Control; c != nil && c.Kind == event.Validation {
+			// A single object, exactly 200: 202 is refused (Event Grid docs,
+			// end-point-validation-event-grid-events-schema; read 2026-11).
+			return writeJSON(w, http.StatusOK, map[string]string{"validationResponse": c.ValidationCode})
+		}
+	}
+	body := acceptedBody{Received: len(results)}
+	for i, status := range statuses {
+		switch status {
+		case publish.Published:
+			body.Published++
+		case publish.Duplicate:
+			body.Duplicate++
+		case publish.Control:
+			body.Control++
+		case publish.Quarantined:
+			body.Quarantined++
+			if len(body.Faults) < maxFaultsShown {
+				body.Faults = append(body.Faults, elemErr{i, results[i].Fault.Code, results[i].Fault.Detail})
+			}
+		}
+	}
+	return writeJSON(w, http.StatusOK, body)
+}
+
+// handshake answers OPTIONS: the CloudEvents abuse protection handshake
+// (cloudevents/spec http-webhook.md §4, read 2026-11). It carries no key.
+func (in *Ingress) handshake(w http.ResponseWriter, r *http.Request) error {
+	s, err := in.find(r)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Allow", "POST, OPTIONS")
+	origin := r.Header.Get("WebHook-Request-Origin")
+	if origin == "" {
+		return writeJSON(w, http.StatusOK, struct{}{})
+	}
+	if !s.allowsOrigin(origin) {
+		if n, ok := s.refusals.allow(time.Now()); ok {
+			in.log.Warn("handshake refused: origin not allowed", "source", s.Name, "origin", shorten(origin), "refused_since_last_line", n)
+		}
+		return refuse(http.StatusUnauthorized, "origin-not-allowed", "this WebHook-Request-Origin is not in the source's push.origins")
+	}
+	if !s.handshakes.Allow() {
+		return retryLater("too-many-handshakes", "too many handshakes; try again", 5*time.Second)
+	}
+	w.Header().Set("WebHook-Allowed-Origin", origin)
+	w.Header().Set("WebHook-Allowed-Rate", "*")
+	in.report("source.validated", s.Name, map[string]any{"by": "handshake", "origin": shorten(origin)})
+	return writeJSON(w, http.StatusOK, struct{}{})
+}
+
+func (s *source) allowsOrigin(origin string) bool {
+	return slices.ContainsFunc(s.Origins, func(o string) bool { return o == "*" || strings.EqualFold(o, origin) })
+}
+
+func shorten(s string) string {
+	if len(s) > 128 {
+		s = s[:128] + "…"
+	}
+	return strings.ToValidUTF8(s, "?")
+}
+
+// throttle lets one log line a minute through.
+type throttle struct {
+	mu   sync.Mutex // guards all below
+	last time.Time
+	held int
+}
+
+// allow says whether to log now, and how many lines were held back before.
+func (t *throttle) allow(now time.Time) (held int, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.last.IsZero() && now.Sub(t.last) < time.Minute {
+		t.held++
+		return 0, false
+	}
+	held, t.held, t.last = t.held, 0, now
+	return held, true
+}
+
+// keptHeaders picks what explains a quarantined body. Keys never are among it.
+func keptHeaders(h http.Header) map[string]string {
+	const maxValue, maxTotal = 1024, 16 << 10
+	kept, total := map[string]string{}, 0
+	for name, values := range h {
+		name = strings.ToLower(name)
+		switch {
+		case name == "content-type", name == "content-encoding", name == "user-agent",
+			strings.HasPrefix(name, "ce-"), strings.HasPrefix(name, "webhook-"),
+			strings.HasPrefix(name, "aeg-") && !strings.HasPrefix(name, "aeg-sas"):
+			v := values[0]
+			if len(v) > maxValue {
+				v = v[:maxValue] + "…"
+			}
+			// Encoding may triple it.
+			if total += len(name) + 3*len(v); total <= maxTotal && len(name) < 128 {
+				kept[name] = v
+			}
+		}
+	}
+	return kept
+}
+
+// SourceStatus is a source as the status page shows it; the counts are since
+// the start of this process.
+type SourceStatus struct {
+	Name        string     `json:"name"`
+	Kind        string     `json:"kind"`
+	Environment string     `json:"environment"`
+	Pattern     string     `json:"pattern"`
+	Rationale   string     `json:"rationale,omitempty"`
+	Received    int64      `json:"received"`
+	Published   int64      `json:"published"`
+	Duplicate   int64      `json:"duplicate"`
+	Quarantined int64      `json:"quarantined"`
+	Control     int64      `json:"control"`
+	LastEvent   *time.Time `json:"lastEvent,omitempty"`
+}
+
+// Status lists the sources by name.
+func (in *Ingress) Status() []SourceStatus {
+	list := make([]SourceStatus, 0, len(in.cfg.Sources))
+	for _, cfg := range in.cfg.Sources {
+		s := in.sources[cfg.Name]
+		st := SourceStatus{
+			Name: s.Name, Kind: s.Kind, Environment: s.Environment, Pattern: "push", Rationale: s.Rationale,
+			Received: s.counts.received.Load(), Published: s.counts.published.Load(),
+			Duplicate: s.counts.duplicate.Load(), Quarantined: s.counts.quarantined.Load(),
+			Control: s.counts.control.Load(),
+		}
+		if ms := s.last.Load(); ms != 0 {
+			t := time.UnixMilli(ms).UTC()
+			st.LastEvent = &t
+		}
+		list = append(list, st)
+	}
+	return list
+}
+
+// Counts is a source's book since the start.
+type Counts struct {
+	received, published, duplicate, quarantined, control atomic.Int64
+}
+
+func (c *Counts) of(s publish.Status) *atomic.Int64 {
+	switch s {
+	case publish.Published:
+		return &c.published
+	case publish.Duplicate:
+		return &c.duplicate
+	case publish.Quarantined:
+		return &c.quarantined
+	}
+	return &c.control
+}
+
+func unavailable(err error) error {
+	switch {
+	case errors.Is(err, publish.ErrQuarantineFull):
+		return retryLater("quarantine-full", "the source's quarantine is full; redrive or drop entries", time.Minute)
+	case errors.Is(err, publish.ErrStorageFull):
+		return retryLater("storage-full", "the storage is full", time.Minute)
+	case errors.Is(err, publish.ErrOverloaded):
+		return retryLater("overloaded", "too many events are waiting; send it again", 5*time.Second)
+	case errors.Is(err, context.Canceled):
+		return retryLater("cancelled", "the request ended before its events were stored", time.Second)
+	}
+	return retryLater("broker-unavailable", "the broker does not answer; send it again", 30*time.Second)
+}
+
+func writeJSON(w http.ResponseWriter, code int, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_, _ = w.Write(append(b, '\n')) // the sender is gone if this fails
+	return nil
+}

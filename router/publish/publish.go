@@ -1,0 +1,335 @@
+// Package publish writes accepted events to the EVENTS stream, and what nobody
+// understood to QUARANTINE. When Publish returns without an error, everything
+// it was given is stored as durably as the broker stores.
+package publish
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/schemas/event"
+)
+
+// Headers of stored messages that are not CloudEvents attributes.
+const (
+	headerMsgID  = "Nats-Msg-Id"
+	headerDigest = "Gridfan-Digest" // of the event's content, see event.Digest
+
+	headerSource   = "Gridfan-Source"
+	headerReason   = "Gridfan-Reason"
+	headerDetail   = "Gridfan-Detail"
+	headerReceived = "Gridfan-Received"
+	headerRequest  = "Gridfan-Request-" // prefix for headers of the request
+)
+
+// maxInFlight is how many publishes may wait for the broker at once, over all
+// sources; beyond it senders wait, and after maxQueueWait are turned away.
+// 4,096 events of 1 KB are 4 MiB.
+const (
+	maxInFlight  = 4096
+	maxQueueWait = 5 * time.Second
+)
+
+// ackTimeout is how long one publish may wait for its ack. A sender of Event
+// Grid gives up after 30 seconds, so an answer must be ready before.
+const ackTimeout = 15 * time.Second
+
+// Errors that Publish tells apart. They all mean: not stored, send again.
+var (
+	ErrQuarantineFull = errors.New("quarantine is full for this source")
+	ErrStorageFull    = errors.New("the broker's storage is full")
+	ErrOverloaded     = errors.New("too many events are waiting for the broker")
+	ErrBroker         = errors.New("the broker does not answer")
+)
+
+// Origin is where and how a batch of results came in.
+type Origin struct {
+	Source      string // configured name
+	Kind        string
+	Environment string // scope of identity
+	Via         string // push, poll, reconcile, replay
+	Accepted    time.Time
+	// Header holds the request's headers that help to understand a
+	// quarantined body later. No secrets.
+	Header map[string]string
+}
+
+// Status says what became of one result.
+type Status string
+
+// What can become of a result.
+const (
+	Published   Status = "published"
+	Duplicate   Status = "duplicate"
+	Quarantined Status = "quarantined"
+	Control     Status = "control" // not stored: it was for the router
+)
+
+// Publisher stores events. It is safe for concurrent use.
+type Publisher struct {
+	conn       *nats.Conn
+	js         jetstream.JetStream
+	stream     jetstream.Stream
+	maxPayload int
+	slots      *semaphore.Weighted
+}
+
+// New makes a Publisher with a connection of its own.
+func New(ctx context.Context, b *broker.Broker) (*Publisher, error) {
+	nc, js, err := b.Connect("publish",
+		jetstream.WithPublishAsyncMaxPending(maxInFlight),
+		jetstream.WithPublishAsyncTimeout(ackTimeout))
+	if err != nil {
+		return nil, err
+	}
+	stream, err := js.Stream(ctx, broker.StreamEvents)
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", broker.StreamEvents, err)
+	}
+	return &Publisher{
+		conn: nc, js: js, stream: stream,
+		maxPayload: int(b.MaxPayload()),
+		slots:      semaphore.NewWeighted(maxInFlight),
+	}, nil
+}
+
+// MaxRaw is the largest request body that can be stored whole in quarantine.
+func (p *Publisher) MaxRaw() int64 { return int64(p.maxPayload) - quarantineHeaderRoom }
+
+// quarantineHeaderRoom is more than a quarantine entry's headers take.
+const quarantineHeaderRoom = 48 << 10
+
+// Publish stores every event of results and quarantines every fault, and says
+// what became of each, in order. With an error some may be stored already:
+// the sender repeats all, and those are then duplicates.
+func (p *Publisher) Publish(ctx context.Context, o Origin, results []event.Result) ([]Status, error) {
+	if !p.conn.IsConnected() {
+		// The client would keep the messages until it is back, which may be
+		// long after the sender has stopped waiting.
+		return nil, ErrBroker
+	}
+	n := int64(min(len(results), maxInFlight))
+	if err := p.acquire(ctx, n); err != nil {
+		return nil, err
+	}
+	defer p.slots.Release(n)
+
+	pending := make([]publishing, len(results))
+	for i := range results {
+		pending[i] = p.start(o, &results[i])
+	}
+	statuses := make([]Status, len(results))
+	var failed error
+	for i := range pending {
+		s, err := p.finish(ctx, o, &pending[i])
+		if err != nil && failed == nil {
+			failed = err
+		}
+		statuses[i] = s
+	}
+	return statuses, failed
+}
+
+func (p *Publisher) acquire(ctx context.Context, n int64) error {
+	ctx, cancel := context.WithTimeout(ctx, maxQueueWait)
+	defer cancel()
+	if p.slots.Acquire(ctx, n) != nil {
+		return ErrOverloaded
+	}
+	return nil
+}
+
+// publishing is one result on its way.
+type publishing struct {
+	result *event.Result
+	event  *event.Event // nil when the result goes to quarantine
+	future jetstream.PubAckFuture
+	err    error
+}
+
+// start sends one result off without waiting.
+func (p *Publisher) start(o Origin, r *event.Result) publishing {
+	switch {
+	case r.Control != nil:
+		return publishing{result: r}
+	case r.Fault != nil:
+		return p.startQuarantine(o, r)
+	}
+	e := stamp(r.Event, o)
+	msg := p.message(o, r, e, identity(o.Environment, r.Key))
+	if size := messageSize(msg); size > p.maxPayload {
+		r.Fault = event.Faultf(event.FaultTooLarge, "the event takes %d bytes with its attributes, the broker stores at most %d", size, p.maxPayload)
+		r.Event = nil
+		return p.startQuarantine(o, r)
+	}
+	f, err := p.js.PublishMsgAsync(msg)
+	return publishing{result: r, event: e, future: f, err: err}
+}
+
+func (p *Publisher) message(o Origin, r *event.Result, e *event.Event, msgID string) *nats.Msg {
+	header, body := e.Encode()
+	header[headerMsgID] = []string{msgID}
+	header[headerDigest] = []string{r.Digest}
+	return &nats.Msg{Subject: event.Subject(o.Kind, o.Source, r.Scope, r.Name), Header: header, Data: body}
+}
+
+// messageSize counts a message as the server does, headers included.
+func messageSize(m *nats.Msg) int {
+	const line = len(": \r\n")
+	n := len("NATS/1.0\r\n\r\n") + len(m.Data)
+	for k, v := range m.Header {
+		for _, v := range v {
+			n += len(k) + len(v) + line
+		}
+	}
+	return n
+}
+
+// finish waits for one result's ack and settles what a duplicate means.
+func (p *Publisher) finish(ctx context.Context, o Origin, w *publishing) (Status, error) {
+	if w.result.Control != nil {
+		return Control, nil
+	}
+	ack, err := wait(ctx, w.future, w.err)
+	if w.event == nil {
+		return Quarantined, quarantineError(err)
+	}
+	if err != nil {
+		return "", brokerError(err)
+	}
+	if !ack.Duplicate {
+		return Published, nil
+	}
+	same, err := p.sameContent(ctx, ack.Sequence, w.result.Digest)
+	if err != nil {
+		return "", brokerError(err)
+	}
+	if same {
+		return Duplicate, nil
+	}
+	return p.publishReused(ctx, o, w)
+}
+
+// sameContent compares with what is stored under an id already.
+func (p *Publisher) sameContent(ctx context.Context, sequence uint64, digest string) (bool, error) {
+	stored, err := p.stream.GetMsg(ctx, sequence)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		// Gone, so nobody can say that it was the same: keep this one.
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return stored.Header.Get(headerDigest) == digest, nil
+}
+
+// publishReused stores a second, different event whose sender gave it the id
+// of an earlier one. It gets an id of its own, so that subscribers which
+// dedupe on the id keep both.
+func (p *Publisher) publishReused(ctx context.Context, o Origin, w *publishing) (Status, error) {
+	e := w.event.Clone()
+	e.Set(event.ExtOriginalID, e.ID)
+	e.ID += "~" + w.result.Digest[:16]
+	f, err := p.js.PublishMsgAsync(p.message(o, w.result, e, identity(o.Environment, w.result.Key, w.result.Digest)))
+	ack, err := wait(ctx, f, err)
+	switch {
+	case err != nil:
+		return "", brokerError(err)
+	case ack.Duplicate:
+		return Duplicate, nil
+	}
+	return Published, nil
+}
+
+func (p *Publisher) startQuarantine(o Origin, r *event.Result) publishing {
+	h := nats.Header{
+		headerMsgID:    {identity("quarantine", o.Source, string(r.Raw))},
+		headerSource:   {o.Source},
+		headerReason:   {string(r.Fault.Code)},
+		headerDetail:   {url.PathEscape(r.Fault.Detail)},
+		headerReceived: {event.FormatTime(o.Accepted)},
+	}
+	for name, value := range o.Header {
+		h[headerRequest+name] = []string{url.PathEscape(value)}
+	}
+	f, err := p.js.PublishMsgAsync(&nats.Msg{Subject: broker.Quarantine(o.Source), Header: h, Data: r.Raw})
+	return publishing{result: r, future: f, err: err}
+}
+
+// stamp adds what gridfan knows to an event: where, how and when it came in.
+// A sender's own values under these names are kept as sender….
+func stamp(e *event.Event, o Origin) *event.Event {
+	for _, a := range []struct{ name, value string }{
+		{event.ExtSource, o.Source},
+		{event.ExtVia, o.Via},
+		{event.ExtRecordedTime, event.FormatTime(o.Accepted.UTC())},
+	} {
+		if theirs := e.Get(a.name); theirs != "" && theirs != a.value {
+			e.Set("sender"+a.name, theirs)
+		}
+		e.Set(a.name, a.value)
+	}
+	return e
+}
+
+// identity condenses what makes an event itself into a message id.
+func identity(parts ...string) string {
+	h := sha256.New()
+	for _, s := range parts {
+		fmt.Fprintf(h, "%d:%s", len(s), s)
+	}
+	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:18])
+}
+
+func wait(ctx context.Context, f jetstream.PubAckFuture, err error) (*jetstream.PubAck, error) {
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case ack := <-f.Ok():
+		return ack, nil
+	case err := <-f.Err():
+		return nil, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// JetStream's codes for a stream at its limit and a server out of space
+// (measured with nats-server v2.15.2).
+const (
+	codeStreamFull = 10077
+	codeServerFull = 10023
+)
+
+func brokerError(err error) error {
+	if isFull(err) {
+		return ErrStorageFull
+	}
+	return fmt.Errorf("%w: %w", ErrBroker, err)
+}
+
+func quarantineError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case isFull(err):
+		return ErrQuarantineFull
+	}
+	return fmt.Errorf("%w: %w", ErrBroker, err)
+}
+
+func isFull(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && (api.ErrorCode == codeStreamFull || api.ErrorCode == codeServerFull)
+}

@@ -1,0 +1,330 @@
+package deliver
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// delivery is one message on its way to the subscriber.
+type delivery struct {
+	message // its content; the broker may have sent a newer copy since
+	lane    *lane
+	origin  origin
+	// probed is set when it was fetched to find out whether the subscriber is
+	// back: it gives the right to probe to the next one.
+	probed func()
+
+	// What the broker listens to for this message; guarded by lane.mu.
+	handle   message
+	lastHold time.Time
+}
+
+// lane is one of the two ways by which a worker's events come: fresh ones, and
+// those whose next attempt is due. Each has a small queue of its own, and both
+// share the worker's slots in turn, so a flood on one does not starve the
+// other.
+type lane struct {
+	w      *Worker
+	name   string
+	reader reader
+	// origin reads where a message of this lane comes from.
+	origin func(message) (origin, error)
+
+	created time.Time // of the cursor
+	queue   chan *delivery
+	window  int // how many may be queued
+
+	mu     sync.Mutex           // guards all below
+	held   map[uint64]*delivery // by sequence in the lane's stream
+	queued int
+	space  chan struct{} // holds one token when queued has gone down
+	// recent are the sequences settled last, so that a message which comes
+	// again because its ack was late is not delivered again.
+	recent *ring
+}
+
+// recentSettled covers what can be in flight when an ack is lost.
+const recentSettled = 4096
+
+func newLane(w *Worker, name string, r reader, created time.Time, o func(message) (origin, error)) *lane {
+	window := max(2, w.sub.Config.Limits.Concurrency)
+	return &lane{
+		w: w, name: name, reader: r, created: created, origin: o,
+		queue: make(chan *delivery, 2*window), window: window,
+		held: map[uint64]*delivery{}, space: make(chan struct{}, 1),
+		recent: newRing(recentSettled),
+	}
+}
+
+// fetchLoop asks for messages while the breaker lets it and there is room.
+func (l *lane) fetchLoop() {
+	defer l.w.fetching.Done()
+	defer close(l.queue)
+	for wait := time.Duration(0); l.w.stopped.Err() == nil; {
+		err := l.fetchOnce()
+		if err == nil || l.w.stopped.Err() != nil {
+			wait = 0
+			continue
+		}
+		wait = min(max(2*wait, 100*time.Millisecond), 5*time.Second)
+		l.w.log.Warn("fetch", "lane", l.name, "error", err, "again_in", wait)
+		l.w.sleep(wait)
+	}
+}
+
+// fetchOnce waits for its turn and makes one request for messages.
+func (l *lane) fetchOnce() error {
+	running, done, err := l.w.pause.wait(l.w.stopped)
+	if err != nil {
+		return nil // stopped
+	}
+	defer done()
+	turn, probing, done, err := l.w.breaker.turn(running)
+	if err != nil {
+		return nil // paused or stopped
+	}
+	if probing {
+		return l.fetchProbe(turn, done)
+	}
+	defer done()
+	return l.fetchSome(turn)
+}
+
+// fetchSome fills the queue up once it is half empty.
+func (l *lane) fetchSome(turn context.Context) error {
+	n := l.room(turn)
+	if n == 0 {
+		return nil // the turn is over
+	}
+	return l.reader.fetch(turn, n, fetchWait, func(m message) { l.accept(m, nil) })
+}
+
+// probeWait is how long one lane looks for an event to probe with before the
+// other lane has its turn.
+const probeWait = time.Second
+
+// fetchProbe fetches one event to try the subscriber with. done gives the
+// right to probe back, here or when the attempt is over.
+func (l *lane) fetchProbe(ctx context.Context, done func()) error {
+	got := false
+	err := l.reader.fetch(ctx, 1, probeWait, func(m message) { got = l.accept(m, done) })
+	if !got {
+		done()
+	}
+	return err
+}
+
+// room waits until at least half of the window is free, and tells how much.
+func (l *lane) room(ctx context.Context) int {
+	for {
+		l.mu.Lock()
+		queued := l.queued
+		l.mu.Unlock()
+		if free := l.window - queued; free*2 >= l.window {
+			return free
+		}
+		select {
+		case <-l.space:
+		case <-ctx.Done():
+			return 0
+		}
+	}
+}
+
+// accept takes a message over: from here on it is held until it is settled or
+// given back. It answers false for one that needs no delivery.
+func (l *lane) accept(m message, probed func()) bool {
+	seq := m.sequence()
+	o, err := l.origin(m)
+	if err != nil {
+		// Somebody wrote into our retry lane. Leave it where it is, loudly.
+		l.w.log.Error("message without an origin", "lane", l.name, "sequence", seq, "error", err)
+		return false
+	}
+	d := &delivery{message: m, handle: m, lane: l, origin: o, probed: probed, lastHold: time.Now()}
+	l.mu.Lock()
+	if earlier := l.held[seq]; earlier != nil {
+		// It came again while we work on it: a sign of life was late. The
+		// newer copy is the one the broker listens to.
+		earlier.handle, earlier.lastHold = m, d.lastHold
+		l.mu.Unlock()
+		return false
+	}
+	if l.recent.has(seq) || l.w.parts.Recorder.recalled(settlement{l.w.sub.Name, o.sequence, o.hop}, l.created) {
+		l.mu.Unlock()
+		if err := m.ack(); err != nil {
+			l.w.log.Warn("ack", "error", err)
+		}
+		return false
+	}
+	l.held[seq] = d
+	l.queued++
+	l.mu.Unlock()
+	l.queue <- d
+	return true
+}
+
+// dispatchLoop moves deliveries from the queue to free slots.
+func (l *lane) dispatchLoop() {
+	defer l.w.fetching.Done()
+	for d := range l.queue {
+		// First come, first served between the lanes.
+		err := l.w.slots.Acquire(l.w.stopped, 1)
+		l.mu.Lock()
+		l.queued--
+		l.mu.Unlock()
+		select {
+		case l.space <- struct{}{}:
+		default:
+		}
+		if err != nil {
+			l.giveBack(d)
+			d.endProbe()
+			continue
+		}
+		l.w.sending.Go(func() {
+			defer d.endProbe()
+			defer l.w.slots.Release(1)
+			l.w.deliver(d)
+		})
+	}
+}
+
+func (d *delivery) endProbe() {
+	if d.probed != nil {
+		d.probed()
+	}
+}
+
+// holdLoop tells the broker of every message that is still being worked on.
+func (l *lane) holdLoop() {
+	defer l.w.fetching.Done()
+	t := time.NewTicker(holdEvery / 2)
+	defer t.Stop()
+	// It goes on until the last one is settled, also while stopping.
+	for {
+		var now time.Time
+		select {
+		case now = <-t.C:
+		case <-l.w.gone.Done():
+			return
+		}
+		l.mu.Lock()
+		n := len(l.held)
+		var due []message
+		for _, d := range l.held {
+			if now.Sub(d.lastHold) >= holdEvery {
+				d.lastHold = now
+				due = append(due, d.handle)
+			}
+		}
+		l.mu.Unlock()
+		for _, m := range due {
+			if err := m.hold(); err != nil {
+				l.w.log.Debug("hold", "error", err)
+			}
+		}
+		if n == 0 && l.w.stopped.Err() != nil {
+			return
+		}
+	}
+}
+
+// settled acks a delivery after all that depends on it is stored.
+func (l *lane) settled(d *delivery) {
+	l.mu.Lock()
+	m := d.handle
+	delete(l.held, m.sequence())
+	l.recent.add(m.sequence())
+	l.mu.Unlock()
+	if err := m.ack(); err != nil {
+		l.w.log.Warn("ack", "error", err)
+	}
+}
+
+// giveBack returns a delivery unsettled: it comes again.
+func (l *lane) giveBack(d *delivery) {
+	l.mu.Lock()
+	m := d.handle
+	delete(l.held, m.sequence())
+	l.mu.Unlock()
+	if err := m.release(); err != nil {
+		l.w.log.Debug("release", "error", err)
+	}
+}
+
+// pause holds fetching while the operator wants it held.
+type pause struct {
+	mu      sync.Mutex // guards all below
+	paused  bool
+	running context.Context // ends at a pause
+	halt    context.CancelFunc
+	resumed chan struct{} // closed at a resumption
+}
+
+func newPause() *pause {
+	p := &pause{}
+	p.running, p.halt = context.WithCancel(context.Background())
+	return p
+}
+
+func (p *pause) set(paused bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case paused == p.paused:
+	case paused:
+		p.paused, p.resumed = true, make(chan struct{})
+		p.halt()
+	default:
+		p.paused = false
+		p.running, p.halt = context.WithCancel(context.Background())
+		close(p.resumed)
+	}
+}
+
+// wait returns, once there is no pause, a context that ends with ctx or at the
+// next pause. The caller calls done. The error is ctx's.
+func (p *pause) wait(ctx context.Context) (until context.Context, done func(), err error) {
+	for {
+		p.mu.Lock()
+		paused, running, resumed := p.paused, p.running, p.resumed
+		p.mu.Unlock()
+		if !paused {
+			until, cancel := context.WithCancel(ctx)
+			stop := context.AfterFunc(running, cancel)
+			return until, func() { stop(); cancel() }, ctx.Err()
+		}
+		select {
+		case <-resumed:
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	}
+}
+
+// ring remembers the last n numbers.
+type ring struct {
+	order []uint64
+	next  int
+	set   map[uint64]struct{}
+}
+
+func newRing(n int) *ring { return &ring{order: make([]uint64, 0, n), set: map[uint64]struct{}{}} }
+
+func (r *ring) has(v uint64) bool { _, ok := r.set[v]; return ok }
+
+func (r *ring) add(v uint64) {
+	if r.has(v) {
+		return
+	}
+	if len(r.order) < cap(r.order) {
+		r.order = append(r.order, v)
+	} else {
+		delete(r.set, r.order[r.next])
+		r.order[r.next] = v
+		r.next = (r.next + 1) % cap(r.order)
+	}
+	r.set[v] = struct{}{}
+}

@@ -1,0 +1,271 @@
+package deliver
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/gridfan/gridfan/infra/broker"
+)
+
+// Record is one line of the ATTEMPTS stream: how the broker's message of one
+// event was settled for one subscriber.
+//
+// There is one record per (Subscriber, Sequence, Hop), and one of a final
+// outcome per (Subscriber, Sequence): the books count those.
+type Record struct {
+	Subscriber string `json:"subscriber"`
+	// Sequence is the event's place in EVENTS.
+	Sequence uint64 `json:"seq"`
+	// Hop is 0 for the event itself and counts its trips over the retry lane.
+	Hop int `json:"hop"`
+	// ID and Subject are the event's.
+	ID      string `json:"id"`
+	Subject string `json:"subject"`
+	// Outcome is delivered, retry or dead-letter.
+	Outcome string `json:"outcome"`
+	// Attempts were made so far in all.
+	Attempts int `json:"attempts"`
+	// Status, Reason and Millis are those of the last attempt.
+	Status int    `json:"status,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	Millis int64  `json:"ms"`
+	// Time is when that attempt ended; Next when the next one is due.
+	Time time.Time  `json:"time"`
+	Next *time.Time `json:"next,omitempty"`
+}
+
+// The outcomes in records.
+const (
+	RecordDelivered  = "delivered"
+	RecordRetry      = "retry"
+	RecordDeadLetter = "dead-letter"
+)
+
+// settlement identifies what a record settles.
+type settlement struct {
+	subscriber string
+	sequence   uint64
+	hop        int
+}
+
+// Recorder writes records in blocks: while one block is on its way to the
+// disk the next one gathers, so that thousands of settlements share one sync
+// and a single one does not wait. It is safe for concurrent use.
+type Recorder struct {
+	js  jetstream.JetStream
+	log *slog.Logger
+
+	mu     sync.Mutex // guards queue, then closed
+	queue  []recording
+	closed bool
+	wake   chan struct{} // holds at most one token
+	room   chan struct{} // a token for each record that may wait
+	done   chan struct{}
+
+	// settled holds what the last process recorded shortly before it died,
+	// and when: the broker may not have seen the acks. Written before run
+	// starts, read only afterwards.
+	settled map[settlement]time.Time
+}
+
+type recording struct {
+	r    Record
+	then func()
+}
+
+// maxQueued records may wait for the disk; more than that and workers wait.
+const maxQueued = 8192
+
+// maxBlock keeps a block well under the broker's payload limit.
+const maxBlock = 512 << 10
+
+// recallWindow is how far back from the last record the acks of a dead process
+// may be missing. The broker writes acks every 100 ms; a minute is generous.
+const recallWindow = time.Minute
+
+// NewRecorder starts a Recorder with a connection of its own, after reading
+// what the process before it recorded last.
+func NewRecorder(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Recorder, error) {
+	_, js, err := b.Connect("recorder")
+	if err != nil {
+		return nil, err
+	}
+	rec := &Recorder{
+		js: js, log: log,
+		wake: make(chan struct{}, 1), room: make(chan struct{}, maxQueued), done: make(chan struct{}),
+		settled: map[settlement]time.Time{},
+	}
+	if err := rec.recall(ctx); err != nil {
+		return nil, fmt.Errorf("read the last settlements: %w", err)
+	}
+	go rec.run()
+	return rec, nil
+}
+
+// recall reads the records of the last recallWindow.
+func (rec *Recorder) recall(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	stream, err := rec.js.Stream(ctx, broker.StreamAttempts)
+	if err != nil {
+		return err
+	}
+	state := stream.CachedInfo().State
+	if state.Msgs == 0 {
+		return nil
+	}
+	from := state.LastTime.Add(-recallWindow)
+	c, err := rec.js.OrderedConsumer(ctx, broker.StreamAttempts, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from,
+	})
+	if err != nil {
+		return err
+	}
+	for {
+		batch, err := c.Fetch(256, jetstream.FetchMaxWait(5*time.Second))
+		if err != nil {
+			return err
+		}
+		for m := range batch.Messages() {
+			meta, err := m.Metadata()
+			if err != nil {
+				return err
+			}
+			records, err := ParseRecords(m.Data())
+			if err != nil {
+				// A block we can't read costs duplicates, not events.
+				rec.log.Warn("unreadable block of attempts", "sequence", meta.Sequence.Stream, "error", err)
+			}
+			for _, r := range records {
+				rec.settled[settlement{r.Subscriber, r.Sequence, r.Hop}] = r.Time
+			}
+			if meta.Sequence.Stream >= state.LastSeq {
+				return nil
+			}
+		}
+		if err := batch.Error(); err != nil {
+			return err
+		}
+	}
+}
+
+// ParseRecords reads the body of a message of the ATTEMPTS stream: one JSON
+// object a line.
+func ParseRecords(block []byte) ([]Record, error) {
+	var records []Record
+	d := json.NewDecoder(bytes.NewReader(block))
+	for d.More() {
+		var r Record
+		if err := d.Decode(&r); err != nil {
+			return records, err
+		}
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+// recalled says whether the process before this one settled s, for a cursor
+// that was made at the given time: a subscriber that was deleted and added
+// again under its old name gets its events anew.
+func (rec *Recorder) recalled(s settlement, cursorMade time.Time) bool {
+	at, ok := rec.settled[s]
+	return ok && at.After(cursorMade)
+}
+
+// add queues a record and calls then when it is stored. It waits when too many
+// are queued; after Close it drops both, and the event comes again.
+func (rec *Recorder) add(r Record, then func()) {
+	select {
+	case rec.room <- struct{}{}:
+	case <-rec.done:
+		return
+	}
+	rec.mu.Lock()
+	rec.queue = append(rec.queue, recording{r, then})
+	rec.mu.Unlock()
+	select {
+	case rec.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (rec *Recorder) run() {
+	defer close(rec.done)
+	for range rec.wake {
+		for {
+			rec.mu.Lock()
+			batch, closed := rec.queue, rec.closed
+			rec.queue = nil
+			rec.mu.Unlock()
+			if len(batch) == 0 {
+				if closed {
+					return
+				}
+				break
+			}
+			rec.write(batch)
+		}
+	}
+}
+
+func (rec *Recorder) write(batch []recording) {
+	for len(batch) > 0 {
+		var block bytes.Buffer
+		enc := json.NewEncoder(&block)
+		n := 0
+		for n < len(batch) && block.Len() < maxBlock {
+			if err := enc.Encode(batch[n].r); err != nil {
+				rec.log.Error("encode attempt record", "error", err) // cannot happen: plain fields
+			}
+			n++
+		}
+		if !rec.store(block.Bytes()) {
+			return // closing: the events come again
+		}
+		for _, q := range batch[:n] {
+			q.then()
+			<-rec.room
+		}
+		batch = batch[n:]
+	}
+}
+
+// store publishes a block until it is stored, or Close gives up on it.
+func (rec *Recorder) store(block []byte) bool {
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		_, err := rec.js.PublishMsg(ctx, &nats.Msg{Subject: broker.Attempts(broker.Instance()), Data: block, Header: nats.Header{}})
+		cancel()
+		if err == nil {
+			return true
+		}
+		rec.mu.Lock()
+		closed := rec.closed
+		rec.mu.Unlock()
+		rec.log.Warn("settlements not recorded, trying again", "error", err, "in", wait)
+		if closed {
+			return false
+		}
+		time.Sleep(wait)
+	}
+}
+
+// Close writes what is queued and stops. Workers stop before.
+func (rec *Recorder) Close() {
+	rec.mu.Lock()
+	rec.closed = true
+	rec.mu.Unlock()
+	select {
+	case rec.wake <- struct{}{}:
+	default:
+	}
+	<-rec.done
+}

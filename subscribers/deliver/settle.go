@@ -1,0 +1,185 @@
+package deliver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/schemas/event"
+)
+
+// Everything that ends a delivery is in this file, and all of it keeps one
+// rule: what an ack depends on is stored before the ack is sent, because an
+// ack outlives a message that was not yet on the disk.
+
+// Headers of messages on the retry lane and of dead letters.
+const (
+	HeaderSubscriber     = "Gridfan-Subscriber"
+	HeaderOriginSequence = "Gridfan-Origin-Sequence" // place in EVENTS
+	HeaderOriginSubject  = "Gridfan-Origin-Subject"
+	HeaderHop            = "Gridfan-Hop"      // trips over the retry lane
+	HeaderRounds         = "Gridfan-Rounds"   // waits of the schedule used up
+	HeaderAttempts       = "Gridfan-Attempts" // attempts made in all
+	HeaderCause          = "Gridfan-Cause"
+	HeaderStatus         = "Gridfan-Status" // of the last attempt
+	HeaderReason         = "Gridfan-Reason" // of the last attempt, percent-encoded
+	HeaderFailedAt       = "Gridfan-Failed-At"
+)
+
+// Causes of dead letters, part of their subject.
+const (
+	causeRejected    = "rejected"    // the subscriber does not want this event
+	causeExhausted   = "exhausted"   // the last attempt of the schedule failed
+	causeUndecodable = "undecodable" // not a CloudEvent
+)
+
+// maxRetryAfter caps what a subscriber may ask us to wait.
+const maxRetryAfter = time.Hour
+
+// origin says which event a message carries and what has been tried.
+type origin struct {
+	sequence uint64 // in EVENTS
+	subject  string
+	hop      int
+	rounds   int
+	attempts int
+}
+
+func eventOrigin(m message) (origin, error) {
+	return origin{sequence: m.sequence(), subject: m.subject()}, nil
+}
+
+func retryOrigin(m message) (origin, error) {
+	h := m.header()
+	o := origin{subject: h.Get(HeaderOriginSubject)}
+	var errs [4]error
+	o.sequence, errs[0] = strconv.ParseUint(h.Get(HeaderOriginSequence), 10, 64)
+	o.hop, errs[1] = strconv.Atoi(h.Get(HeaderHop))
+	o.rounds, errs[2] = strconv.Atoi(h.Get(HeaderRounds))
+	o.attempts, errs[3] = strconv.Atoi(h.Get(HeaderAttempts))
+	return o, errors.Join(errs[:]...)
+}
+
+// delivered settles an event that the subscriber has.
+func (w *Worker) delivered(d *delivery, e *event.Event, a Attempt, attempts int, took time.Duration) {
+	now := time.Now()
+	w.parts.Metrics.delivered(w.sub.Name, e, now)
+	w.settle(d, e, Record{Outcome: RecordDelivered, Attempts: attempts, Status: a.Status, Millis: took.Milliseconds(), Time: now})
+}
+
+// retry settles a failed attempt: the event waits in the retry lane, or is
+// given up when its schedule is used up.
+func (w *Worker) retry(d *delivery, e *event.Event, probe bool, a Attempt, attempts int, took time.Duration) {
+	schedule := w.sub.Config.Retry.Schedule
+	rounds := d.origin.rounds
+	var wait time.Duration
+	if probe {
+		// The attempt was ours to make, to see whether the subscriber is
+		// back; it uses up nothing, and the event is at hand for the next one.
+		wait = min(schedule[min(rounds, len(schedule)-1)].Std(), w.sub.Config.Breaker.MaxOpenFor.Std())
+	} else {
+		if rounds >= len(schedule) {
+			w.deadLetter(d, e, causeExhausted, a, attempts, took)
+			return
+		}
+		wait = schedule[rounds].Std()
+		rounds++
+	}
+	wait = max(jitter(wait), min(a.RetryAfter, maxRetryAfter))
+	now := time.Now()
+	next := now.Add(wait)
+	hop := d.origin.hop + 1
+
+	h := w.carry(d)
+	h.Set(HeaderHop, strconv.Itoa(hop))
+	h.Set(HeaderRounds, strconv.Itoa(rounds))
+	h.Set(HeaderAttempts, strconv.Itoa(attempts))
+	// The client's option cuts the time to whole seconds, which is early.
+	h.Set("Nats-Schedule", "@at "+next.UTC().Format(time.RFC3339Nano))
+	h.Set("Nats-Schedule-Target", broker.RetryDue(w.sub.Name))
+	h.Set(nats.MsgIdHdr, fmt.Sprintf("%s-%d-%d", w.sub.Name, d.origin.sequence, hop))
+	if !w.store(&nats.Msg{Subject: broker.RetryWaiting(w.sub.Name, d.origin.sequence), Header: h, Data: d.body()}) {
+		d.lane.giveBack(d)
+		return
+	}
+	w.settle(d, e, Record{
+		Outcome: RecordRetry, Attempts: attempts, Status: a.Status, Reason: a.Reason,
+		Millis: took.Milliseconds(), Time: now, Next: &next,
+	})
+}
+
+// deadLetter settles an event that is given up for this subscriber.
+func (w *Worker) deadLetter(d *delivery, e *event.Event, cause string, a Attempt, attempts int, took time.Duration) {
+	now := time.Now()
+	h := w.carry(d)
+	h.Set(HeaderCause, cause)
+	h.Set(HeaderAttempts, strconv.Itoa(attempts))
+	h.Set(HeaderStatus, strconv.Itoa(a.Status))
+	h.Set(HeaderReason, url.PathEscape(a.Reason))
+	h.Set(HeaderFailedAt, event.FormatTime(now.UTC()))
+	h.Set(nats.MsgIdHdr, fmt.Sprintf("%s-%d-%d", w.sub.Name, d.origin.sequence, d.origin.hop))
+	if !w.store(&nats.Msg{Subject: broker.DeadLetter(w.sub.Name, cause), Header: h, Data: d.body()}) {
+		d.lane.giveBack(d)
+		return
+	}
+	w.log.Warn("dead letter", "event", e.ID, "type", e.Type, "cause", cause, "attempts", attempts, "status", a.Status, "reason", a.Reason)
+	w.settle(d, e, Record{
+		Outcome: RecordDeadLetter, Attempts: attempts, Status: a.Status, Reason: cause + ": " + a.Reason,
+		Millis: took.Milliseconds(), Time: now,
+	})
+}
+
+// carry copies an event's headers for a message that stands in for it.
+func (w *Worker) carry(d *delivery) nats.Header {
+	h := maps.Clone(d.header())
+	if h == nil {
+		h = nats.Header{}
+	}
+	for k := range h {
+		// The broker's own instructions were for the old message.
+		if strings.HasPrefix(k, "Nats-") {
+			delete(h, k)
+		}
+	}
+	h.Set(HeaderSubscriber, w.sub.Name)
+	h.Set(HeaderOriginSequence, strconv.FormatUint(d.origin.sequence, 10))
+	h.Set(HeaderOriginSubject, d.origin.subject)
+	return h
+}
+
+// store publishes m and waits until it is on the disk. While the broker can't
+// take it, the delivery keeps its slot, so that a full store slows this
+// subscriber down and drops nothing. false means the worker is stopping.
+func (w *Worker) store(m *nats.Msg) bool {
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		_, err := w.js.PublishMsg(ctx, m)
+		cancel()
+		if err == nil {
+			return true
+		}
+		w.log.Warn("not stored, trying again", "subject", m.Subject, "error", err, "in", wait)
+		if !w.sleep(wait) {
+			return false
+		}
+	}
+}
+
+// settle records how a delivery ended and then acks it. It is the only way to
+// an ack.
+func (w *Worker) settle(d *delivery, e *event.Event, r Record) {
+	r.Subscriber, r.Sequence, r.Hop = w.sub.Name, d.origin.sequence, d.origin.hop
+	r.ID, r.Subject = e.ID, d.origin.subject
+	w.parts.Recorder.add(r, func() {
+		w.parts.Metrics.settled.WithLabelValues(w.sub.Name, r.Outcome).Inc()
+		d.lane.settled(d)
+	})
+}
