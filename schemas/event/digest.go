@@ -14,7 +14,8 @@ import (
 // different ones agree are below 10^-14.
 func Digest(typ, subject string, data []byte, isJSON bool) string {
 	if isJSON {
-		data = rawjson.Canonical(data)
+		sum := rawjson.Sum(data)
+		data = sum[:]
 	}
 	h := sha256.New()
 	for _, part := range [][]byte{[]byte(typ), []byte(subject), data} {

@@ -144,7 +144,7 @@ func Decode(header map[string][]string, body []byte) (*Event, error) {
 			}
 		default:
 			if value != "" { // an empty header is no attribute; Header sends none
-				e.SetExtension(Extension{Name: name, Value: value, Type: types[name]})
+				e.SetExtension(typed(name, value, types[name]))
 			}
 		}
 	}
@@ -167,6 +167,15 @@ func Decode(header map[string][]string, body []byte) (*Event, error) {
 		}
 	}
 	return e, e.Validate()
+}
+
+// typed makes an extension of a type if its value is of that type: another
+// client's word for it could make JSON that is none.
+func typed(name, value string, t ExtensionType) Extension {
+	if t == Integer && !isInt32(value) || t == Boolean && value != "true" && value != "false" {
+		t = String
+	}
+	return Extension{Name: name, Value: value, Type: t}
 }
 
 func parseTypes(s string) map[string]ExtensionType {
@@ -399,7 +408,7 @@ func (e *Event) Unmapped(members []rawjson.Member) {
 		rest = append(rest, map[bool]byte{true: '{', false: ','}[rest == nil])
 		rest, _ = jsontext.AppendQuote(rest, m.Name)
 		rest = append(rest, ':')
-		rest = append(rest, rawjson.Canonical(m.Value)...)
+		rest = append(rest, rawjson.Compact(m.Value)...)
 	}
 	// An event that has been here before brings its "unmapped" along: it stays
 	// as it is unless there is more to put into it.

@@ -154,6 +154,19 @@ func TestParseJSON(t *testing.T) {
 	}
 }
 
+func TestDecodeDoubtsTypes(t *testing.T) {
+	e, err := event.Decode(map[string][]string{
+		"ce-specversion": {"1.0"}, "ce-id": {"1"}, "ce-source": {"s"}, "ce-type": {"t"},
+		"ce-a": {"x"}, "ce-b": {"7"}, "Gridfan-Types": {"a=integer,b=integer"},
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := string(e.JSON()), `{"specversion":"1.0","id":"1","source":"s","type":"t","a":"x","b":7}`; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
 func TestDigest(t *testing.T) {
 	a := event.Digest("t", "s", []byte(`{"a":1,"b":2}`), true)
 	if b := event.Digest("t", "s", []byte("{ \"b\": 2,\n\"a\": 1 }"), true); a != b {

@@ -71,10 +71,44 @@ func TestMembers(t *testing.T) {
 	}
 }
 
-func TestCanonicalKeepsDigits(t *testing.T) {
-	a := rawjson.Canonical([]byte(`{ "b": 1.50, "a": 9223372036854775807 }`))
-	if want := `{"a":9223372036854775807,"b":1.50}`; string(a) != want {
-		t.Errorf("got %s, want %s", a, want)
+func TestSum(t *testing.T) {
+	equal := [][2]string{
+		{`{"a":1,"b":[2,{"c":null}]}`, "{ \"b\" : [2, {\"c\":null}],\n\"a\":1 }"},
+		{`"a\u0041"`, `"aA"`},
+		{"{", "{"},
+	}
+	for _, p := range equal {
+		if rawjson.Sum([]byte(p[0])) != rawjson.Sum([]byte(p[1])) {
+			t.Errorf("%s and %s differ", p[0], p[1])
+		}
+	}
+	all := []string{
+		`9223372036854775807`, `9223372036854775806`, `1.5`, `1.50`, `"1.5"`, `[]`, `{}`, `[[]]`, `[{}]`, `""`, `null`, `"null"`,
+		`"\ud800"`, `"\ud801"`, `{"a":1}`, `{"a":2}`, `{"b":1}`, `{"a":"1"}`, `[1,2]`, `[2,1]`, `[12]`, `{"a":{"b":1}}`, `{"a":1,"b":1}`,
+	}
+	for i, a := range all {
+		for _, b := range all[i+1:] {
+			if rawjson.Sum([]byte(a)) == rawjson.Sum([]byte(b)) {
+				t.Errorf("%s and %s have one sum", a, b)
+			}
+		}
+	}
+}
+
+// A body made to be slow takes time in proportion to its size, no more.
+func BenchmarkSumDeep(b *testing.B) {
+	const depth = 9000
+	inner := `"` + strings.Repeat("x", 3<<20) + `"`
+	deep := []byte(strings.Repeat(`{"b":1,"a":`, depth) + inner + strings.Repeat("}", depth))
+	b.SetBytes(int64(len(deep)))
+	for b.Loop() {
+		rawjson.Sum(deep)
+	}
+}
+
+func TestCompact(t *testing.T) {
+	if got := rawjson.Compact([]byte(`{ "b": 1.50, "a": 9223372036854775807, "b":1 }`)); string(got) != `{"b":1.50,"a":9223372036854775807,"b":1}` {
+		t.Errorf("got %s", got)
 	}
 }
 
@@ -105,7 +139,7 @@ func FuzzElements(f *testing.F) {
 				continue // invalid UTF-8 inside: found by Members
 			}
 			out := rawjson.RewriteStrings(e, func(s string) (string, bool) { return s, true })
-			if !rawjson.Valid(out) || string(rawjson.Canonical(out)) != string(rawjson.Canonical(e)) {
+			if !rawjson.Valid(out) || rawjson.Sum(out) != rawjson.Sum(e) {
 				t.Errorf("rewriting each string by itself changed %q to %q", e, out)
 			}
 			if m, err := rawjson.Members(e); err == nil {
