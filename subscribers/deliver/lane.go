@@ -2,8 +2,13 @@ package deliver
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // delivery is one message on its way to the subscriber.
@@ -25,12 +30,13 @@ type delivery struct {
 // share the worker's slots in turn, so a flood on one does not starve the
 // other.
 type lane struct {
-	w      *Worker
-	name   string
-	reader reader
+	w        *Worker
+	stream   string
+	consumer jetstream.ConsumerConfig
 	// origin reads where a message of this lane comes from.
 	origin func(message) (origin, error)
 
+	reader  reader
 	created time.Time // of the cursor
 	queue   chan *delivery
 	window  int // how many may be queued
@@ -47,13 +53,49 @@ type lane struct {
 // recentSettled covers what can be in flight when an ack is lost.
 const recentSettled = 4096
 
-func newLane(w *Worker, name string, r reader, created time.Time, o func(message) (origin, error)) *lane {
+func newLane(w *Worker, stream string, consumer jetstream.ConsumerConfig, o func(message) (origin, error)) *lane {
 	window := max(2, w.sub.Config.Limits.Concurrency)
 	return &lane{
-		w: w, name: name, reader: r, created: created, origin: o,
+		w: w, stream: stream, consumer: consumer, origin: o,
 		queue: make(chan *delivery, 2*window), window: window,
 		held: map[uint64]*delivery{}, space: make(chan struct{}, 1),
 		recent: newRing(recentSettled),
+	}
+}
+
+// declare creates the lane's cursor or brings its changeable settings up to
+// date. Where an existing one stands in the stream is its own affair.
+func (l *lane) declare(ctx context.Context) error {
+	cfg := l.consumer
+	c, err := l.w.js.Consumer(ctx, l.stream, cfg.Durable)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		c, err = l.w.js.CreateConsumer(ctx, l.stream, cfg)
+	} else if err == nil {
+		have := c.CachedInfo().Config
+		cfg.DeliverPolicy, cfg.OptStartSeq = have.DeliverPolicy, have.OptStartSeq
+		c, err = l.w.js.UpdateConsumer(ctx, l.stream, cfg)
+	}
+	if err != nil {
+		return fmt.Errorf("consumer %q on %s: %w", cfg.Durable, l.stream, err)
+	}
+	l.reader, l.created = consumerReader{c}, c.CachedInfo().Created
+	return nil
+}
+
+// heal makes the cursor again after somebody deleted it. It begins at the
+// subscriber's first event: rather everything twice than something never.
+func (l *lane) heal(err error) {
+	if !errors.Is(err, jetstream.ErrConsumerDeleted) && !errors.Is(err, jetstream.ErrConsumerNotFound) &&
+		!errors.Is(err, nats.ErrNoResponders) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(l.w.stopped, 10*time.Second)
+	defer cancel()
+	before := l.created
+	if err := l.declare(ctx); err != nil {
+		l.w.log.Warn("cursor not made again", "error", err)
+	} else if !l.created.Equal(before) {
+		l.w.log.Error("the cursor was deleted by somebody else; the subscriber gets its events from its first one on", "stream", l.stream)
 	}
 }
 
@@ -68,8 +110,9 @@ func (l *lane) fetchLoop() {
 			continue
 		}
 		wait = min(max(2*wait, 100*time.Millisecond), 5*time.Second)
-		l.w.log.Warn("fetch", "lane", l.name, "error", err, "again_in", wait)
+		l.w.log.Warn("fetch", "stream", l.stream, "error", err, "again_in", wait)
 		l.w.sleep(wait)
+		l.heal(err)
 	}
 }
 
@@ -139,7 +182,7 @@ func (l *lane) accept(m message, probed func()) bool {
 	o, err := l.origin(m)
 	if err != nil {
 		// Somebody wrote into our retry lane. Leave it where it is, loudly.
-		l.w.log.Error("message without an origin", "lane", l.name, "sequence", seq, "error", err)
+		l.w.log.Error("message without an origin", "stream", l.stream, "sequence", seq, "error", err)
 		return false
 	}
 	d := &delivery{message: m, handle: m, lane: l, origin: o, probed: probed, lastHold: time.Now()}

@@ -59,8 +59,8 @@ func (m *Metrics) init(subscriber string) {
 	m.inFlight.WithLabelValues(subscriber).Set(0)
 }
 
-// forget drops the series of a subscriber that is gone.
-func (m *Metrics) forget(subscriber string) {
+// Forget drops the series of a subscriber that is gone.
+func (m *Metrics) Forget(subscriber string) {
 	l := prometheus.Labels{"subscriber": subscriber}
 	for _, v := range []interface{ DeletePartialMatch(prometheus.Labels) int }{
 		m.attempts, m.attemptTime, m.settled, m.accepted, m.endToEnd, m.breaker, m.inFlight,

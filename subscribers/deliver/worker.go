@@ -9,7 +9,6 @@ package deliver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -92,17 +91,15 @@ func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
 
 	// Twice the prefetch: some are in the queue and some in slots.
 	inFlight := 4*sub.Config.Limits.Concurrency + 16
-	events, err := declareConsumer(ctx, js, broker.StreamEvents, consumerConfig(sub.Name, sub.Subjects, sub.StartSequence, inFlight))
-	if err != nil {
-		return nil, fmt.Errorf("consumer %q on %s: %w", sub.Name, broker.StreamEvents, err)
-	}
-	retries, err := declareConsumer(ctx, js, broker.StreamRetry, retryConfig(sub.Name, inFlight))
-	if err != nil {
-		return nil, fmt.Errorf("consumer %q on %s: %w", sub.Name, broker.StreamRetry, err)
-	}
 	w.lanes = [2]*lane{
-		newLane(w, "events", consumerReader{events}, events.CachedInfo().Created, eventOrigin),
-		newLane(w, "retries", consumerReader{retries}, retries.CachedInfo().Created, retryOrigin),
+		newLane(w, broker.StreamEvents, consumerConfig(sub.Name, sub.Subjects, sub.StartSequence, inFlight), eventOrigin),
+		newLane(w, broker.StreamRetry, retryConfig(sub.Name, inFlight), retryOrigin),
+	}
+	for _, l := range w.lanes {
+		if err := l.declare(ctx); err != nil {
+			nc.Close()
+			return nil, err
+		}
 	}
 	for _, l := range w.lanes {
 		w.fetching.Add(3)
@@ -111,21 +108,6 @@ func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
 		go l.holdLoop()
 	}
 	return w, nil
-}
-
-// declareConsumer creates a durable or brings its changeable settings up to
-// date. Where an existing one stands in the stream is its own affair.
-func declareConsumer(ctx context.Context, js jetstream.JetStream, stream string, cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
-	c, err := js.Consumer(ctx, stream, cfg.Durable)
-	switch {
-	case errors.Is(err, jetstream.ErrConsumerNotFound):
-		return js.CreateConsumer(ctx, stream, cfg)
-	case err != nil:
-		return nil, err
-	}
-	have := c.CachedInfo().Config
-	cfg.DeliverPolicy, cfg.OptStartSeq = have.DeliverPolicy, have.OptStartSeq
-	return js.UpdateConsumer(ctx, stream, cfg)
 }
 
 // Stop stops fetching, lets attempts under way end within grace, and returns

@@ -1,0 +1,75 @@
+# Needs Go, a C compiler (for the race detector), make and git. "make help"
+# lists what there is.
+
+VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# How long one fuzz target runs.
+FUZZTIME = 30s
+
+.DEFAULT_GOAL = build
+.PHONY: help build test lint fuzz golden run bench bicep check check-full
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
+
+build: ## bin/gridfan, static, stamped with its version
+	CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/gridfan ./cmd/gridfan
+
+# 15 minutes: some tests start brokers and applications, under the race
+# detector and perhaps on two cores.
+test: ## all tests, under the race detector
+	go test -race -timeout 15m ./...
+
+# "inherit" lets staticcheck.conf turn single checks off again.
+lint: ## formatting, vet, outdated constructs, go.mod, staticcheck
+	@files=$$(gofmt -l .) || exit 1; \
+	if [ -n "$$files" ]; then echo "not formatted; run gofmt -w:"; echo "$$files"; exit 1; fi
+	go vet ./...
+	go fix -diff ./...
+	go mod tidy -diff
+	go tool staticcheck -checks=all,inherit ./...
+
+# go test fuzzes one target of one package at a time.
+fuzz: ## every fuzz target for FUZZTIME
+	@set -e; n=0; \
+	for pkg in $$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...); do \
+		list=$$(go test -list '^Fuzz' "$$pkg") || { echo "$$list"; exit 1; }; \
+		for target in $$(echo "$$list" | grep '^Fuzz' || true); do \
+			echo "fuzz $$pkg $$target for $(FUZZTIME)"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$pkg"; \
+			n=$$((n+1)); \
+		done; \
+	done; \
+	if [ $$n = 0 ]; then echo "there are no fuzz targets"; exit 1; fi; \
+	echo "fuzzed $$n targets, $(FUZZTIME) each"
+
+# A package whose tests know -update declares it as flag.Bool("update", …).
+golden: ## rewrite golden files; review the diff
+	@set -e; dirs=$$(git grep -lE --untracked 'flag\.Bool\("update"' -- '*_test.go' | xargs -rn1 dirname | sort -u); \
+	if [ -z "$$dirs" ]; then echo "no package has golden files"; exit 1; fi; \
+	for dir in $$dirs; do echo "go test ./$$dir -update"; go test "./$$dir" -update; done; \
+	git --no-pager diff --stat
+
+run: build ## start everything locally with a simulated Dynamics estate
+	bin/gridfan dev
+
+bench: ## each benchmark of the whole program once
+	go test -run='^$$' -bench=. -benchtime=1x ./cmd/internal/app
+
+bicep: ## compile and lint the templates; needs the Bicep CLI
+	@command -v bicep >/dev/null || { echo "make bicep: the Bicep CLI is missing; see https://aka.ms/bicep-install" >&2; exit 1; }
+	@set -e; files=$$(find bicep -name '*.bicep' -o -name '*.bicepparam'); \
+	if [ -z "$$files" ]; then echo "make bicep: bicep/ has no templates" >&2; exit 1; fi; \
+	for f in $$files; do case $$f in \
+		*.bicepparam) echo "bicep build-params $$f"; bicep build-params "$$f" --stdout >/dev/null;; \
+		*) echo "bicep lint $$f"; bicep lint "$$f"; bicep build "$$f" --stdout >/dev/null;; \
+	esac; done
+
+# One after another also under -j: tests beside a lint time out on small machines.
+check: ## lint, test and build: what every change must pass
+	$(MAKE) lint
+	$(MAKE) test
+	$(MAKE) build
+
+check-full: ## what takes longer or needs more of the machine; CI runs it after check
+	$(MAKE) fuzz FUZZTIME=10s
+	@echo "check-full ran: every fuzz target for 10s"

@@ -1,0 +1,503 @@
+package config
+
+import (
+	"errors"
+	"flag"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/webhook"
+)
+
+var update = flag.Bool("update", false, "rewrite the wanted results in testdata")
+
+const creds = "-----BEGIN NATS USER JWT-----\njwt\n------END NATS USER JWT------\n"
+
+// fake is the environment of all tests here.
+var fake = Lookup{
+	Env: func(name string) (string, bool) {
+		v, ok := map[string]string{
+			"KEY":   "key-key-key-key-key",
+			"TOKEN": "token-token-token",
+			"HOST":  "wms.example.com",
+			"CODE":  "canary-code-in-url",
+			"EIGHT": "8",
+			"EMPTY": "",
+			"WRONG": "canary-wrong-value",
+		}[name]
+		return v, ok
+	},
+	File: func(path string) ([]byte, error) {
+		v, ok := map[string]string{
+			"/run/secrets/key":        "file-key-file-key\n",
+			"/run/secrets/nats.creds": creds,
+			"/run/secrets/short":      "short\r\n",
+		}[path]
+		if !ok {
+			return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+		}
+		return []byte(v), nil
+	},
+}
+
+// TestGolden reads the cases of testdata/*.txtar: name.yaml is the input and
+// name.want what Parse says about it.
+func TestGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, file := range files {
+		archive, err := txtar.ParseFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := &txtar.Archive{Comment: archive.Comment}
+		wants := map[string]string{}
+		for _, f := range archive.Files {
+			wants[f.Name] = string(f.Data)
+		}
+		for _, f := range archive.Files {
+			name, ok := strings.CutSuffix(f.Name, ".yaml")
+			if !ok {
+				continue
+			}
+			got := outcome(Parse("gridfan.yaml", f.Data, fake))
+			out.Files = append(out.Files, f, txtar.File{Name: name + ".want", Data: []byte(got)})
+			t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar")+"/"+name, func(t *testing.T) {
+				if strings.Contains(got, "canary") {
+					t.Errorf("a secret shows:\n%s", got)
+				}
+				if !*update {
+					if diff := cmp.Diff(wants[name+".want"], got); diff != "" {
+						t.Errorf("-want +got:\n%s", diff)
+					}
+				}
+			})
+		}
+		if *update {
+			if err := os.WriteFile(file, txtar.Format(out), 0o666); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func outcome(c *Config, err error) string {
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	var s strings.Builder
+	s.WriteString("ok\n")
+	for _, w := range c.Warnings {
+		s.WriteString("warning: " + w.String() + "\n")
+	}
+	return s.String()
+}
+
+// everything has each accepted key once, external after embedded because these
+// exclude each other.
+const everything = `
+listen:
+  public: { addr: ":9000" }
+  admin: { addr: "0.0.0.0:9001", token: "${env:TOKEN}" }
+broker:
+  embedded: { dir: /var/lib/gridfan, listen: none }
+storage: { maxBytes: 2GB, onFull: reject }
+sources:
+  prod:
+    kind: fno
+    environment: contoso-prod
+    pattern: push
+    rationale: A truck waits for it.
+    push:
+      auth: { anyOf: [ { key: "${env:KEY}" }, { key: "${file:/run/secrets/key}" } ] }
+      origins: [ "*" ]
+    limits: { body: 1MiB }
+  files:
+    kind: eventgrid
+    push: { auth: none }
+subscribers:
+  warehouse:
+    subjects: [ events.fno.*.usmf.>, events.eventgrid.> ]
+    deliver: { webhook: { url: "https://${env:HOST}/in?code=${env:CODE}&literal=$${x}", format: cloudevents-binary } }
+    start: beginning
+    ordering: none
+    limits: { concurrency: 3, timeout: 1m30s }
+    retry: { schedule: [ 1s, 1d ] }
+    breaker: { failures: 7, openFor: 1s, maxOpenFor: 1h }
+  audit:
+    subjects: events.>
+    deliver: { webhook: { url: http://localhost/ } }
+    limits: { concurrency: "${env:EIGHT}" }
+`
+
+const external = `
+broker:
+  url: nats://a:4222,nats://b:4222
+  credentials: ${file:/run/secrets/nats.creds}
+  replicas: 3
+sources: { prod: { kind: fno, push: { auth: none } } }
+`
+
+func TestParse(t *testing.T) {
+	defaults := deliver.Config{
+		Limits:  deliver.Limits{Concurrency: 8, Timeout: deliver.Duration(30 * time.Second)},
+		Retry:   deliver.Retry{Schedule: deliver.DefaultSchedule()},
+		Breaker: deliver.Breaker{Failures: 5, OpenFor: deliver.Duration(10 * time.Second), MaxOpenFor: deliver.Duration(5 * time.Minute)},
+	}
+	tests := []struct {
+		name, yaml string
+		want       *Config
+	}{
+		{"everything", everything, &Config{
+			Listen: Listen{Public: ":9000", Admin: "0.0.0.0:9001", AdminToken: secret.New("token-token-token")},
+			Broker: broker.Config{Dir: "/var/lib/gridfan", Listen: "none", Replicas: 1, MaxBytes: 2e9},
+			Sources: []ingress.Source{{
+				Name: "files", Kind: "eventgrid", Environment: "files", NoAuth: true,
+				Origins: []string{ingress.DefaultOrigin}, MaxBody: ingress.DefaultMaxBody,
+			}, {
+				Name: "prod", Kind: "fno", Environment: "contoso-prod", Rationale: "A truck waits for it.",
+				Keys:    []secret.String{secret.New("key-key-key-key-key"), secret.New("file-key-file-key")},
+				Origins: []string{"*"}, MaxBody: 1 << 20,
+			}},
+			Subscribers: []registry.Definition{{
+				Name: "audit", Subjects: []string{"events.>"},
+				Deliver: registry.Deliver{Webhook: &webhook.Config{URL: "http://localhost/", Format: webhook.Structured}},
+				Start:   registry.Now, Config: defaults,
+			}, {
+				Name: "warehouse", Subjects: []string{"events.fno.*.usmf.>", "events.eventgrid.>"},
+				Deliver: registry.Deliver{Webhook: &webhook.Config{
+					URL: "https://wms.example.com/in?code=canary-code-in-url&literal=${x}", Format: webhook.Binary,
+				}},
+				Start: registry.Beginning,
+				Config: deliver.Config{
+					Limits:  deliver.Limits{Concurrency: 3, Timeout: deliver.Duration(90 * time.Second)},
+					Retry:   deliver.Retry{Schedule: []deliver.Duration{deliver.Duration(time.Second), deliver.Duration(24 * time.Hour)}},
+					Breaker: deliver.Breaker{Failures: 7, OpenFor: deliver.Duration(time.Second), MaxOpenFor: deliver.Duration(time.Hour)},
+				},
+			}},
+		}},
+		{"external broker", external, &Config{
+			Listen: Listen{Public: ":8080", Admin: "127.0.0.1:8081"},
+			Broker: broker.Config{
+				Dir: "./data", URL: "nats://a:4222,nats://b:4222", Credentials: secret.New(creds),
+				Replicas: 3, MaxBytes: broker.DefaultMaxBytes,
+			},
+			Sources: []ingress.Source{{
+				Name: "prod", Kind: "fno", Environment: "prod", NoAuth: true,
+				Origins: []string{ingress.DefaultOrigin}, MaxBody: ingress.DefaultMaxBody,
+			}},
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := Parse("gridfan.yaml", []byte(tt.yaml), fake)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(secret.String{})); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestTables keeps the tables of keys true: every accepted key is exercised
+// above, and every refused one is refused.
+func TestTables(t *testing.T) {
+	var seen []string
+	var walk func(v *value)
+	walk = func(v *value) {
+		seen = append(seen, v.pattern)
+		for _, i := range v.items {
+			walk(i)
+		}
+		for _, f := range v.fields {
+			walk(f.value)
+		}
+	}
+	for _, yaml := range []string{everything, external} {
+		walk((&decoder{lookup: fake}).parse([]byte(yaml)))
+	}
+	for _, key := range accepted {
+		if !slices.Contains(seen, key) {
+			t.Errorf("%s is accepted but in no test", key)
+		}
+	}
+	for key, sentence := range later {
+		if leaf(key) || parent(key) {
+			t.Errorf("%s is both accepted and refused", key)
+		}
+		if got := outcome(Parse("f", nest(key, "{ some: thing }"), fake)); !strings.Contains(got, ": "+sentence+"\n") {
+			t.Errorf("%s: got\n%s", key, got)
+		}
+	}
+	for key, values := range laterValues {
+		for v, sentence := range values {
+			if got := outcome(Parse("f", nest(key, v), fake)); !strings.Contains(got, ": "+sentence+"\n") {
+				t.Errorf("%s: %s: got\n%s", key, v, got)
+			}
+		}
+	}
+}
+
+// nest writes the flow form of one key with its value.
+func nest(pattern, v string) []byte {
+	s := v
+	steps := strings.Split(strings.ReplaceAll(pattern, "<name>", "x"), ".")
+	for _, step := range slices.Backward(steps) {
+		if key, ok := strings.CutSuffix(step, "[]"); ok {
+			s, step = "["+s+"]", key
+		}
+		s = "{ " + step + ": " + s + " }"
+	}
+	return []byte(s)
+}
+
+func TestOddInput(t *testing.T) {
+	tests := []struct{ name, yaml, want string }{
+		{"byte order mark", "\uFEFF" + external, "ok\n"},
+		{"CRLF", strings.ReplaceAll(external, "\n", "\r\n"), "ok\n"},
+		{"CRLF error", "sources:\r\n  prod:\r\n    kind: 5\r\n    push: {auth: none}\r\n",
+			"f:3:11: sources.prod.kind: want a text, got a number; put it in quotes\n"},
+		{"not UTF-8", "a: b\nc: \xff\n", "f:2:4: the file is not UTF-8 text; save it as UTF-8\n"},
+		{"control character", "a: \x00\n", "f:1:4: control character U+0000; remove it\n"},
+		{"deep flow", strings.Repeat("[", 100_000), "f:1:101: YAML syntax: nested deeper than 100 levels\n"},
+		{"deep block", strings.Repeat("- ", 100_000), "f:1:201: YAML syntax: nested deeper than 100 levels\n"},
+		{"too large", strings.Repeat("# \n", 500_000), "f:1:1: the file is larger than 1048576 bytes\n"},
+		{"wide characters before", "{ ü: 1, \"é\": 2 }",
+			"f:1:1: sources: want at least one source (examples/gridfan.yaml is a complete one)\n" +
+				"f:1:3: unknown key; known here: listen, broker, storage, sources, subscribers\n" +
+				"f:1:9: unknown key; known here: listen, broker, storage, sources, subscribers\n"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := outcome(Parse("f", []byte(tt.yaml), fake))
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestNoLeak puts a canary in every place for a secret and breaks the file in
+// every way we know.
+func TestNoLeak(t *testing.T) {
+	const canary = "canary7"
+	env := func(v string) Lookup {
+		l := fake
+		l.Env = func(string) (string, bool) { return v, true }
+		l.File = func(string) ([]byte, error) { return []byte(v), nil }
+		return l
+	}
+	bodies := []string{
+		canary, canary + "${env:X", canary + "${" + canary + "}", "$${" + canary + "}", "'" + canary, `"` + canary + `\q"`,
+		"[" + canary + "]", "{" + canary + "}", "{ " + canary + ": 1 }", "{key:" + canary + "}", "{" + canary + ":1}",
+		"http://u:" + canary + "@/", "nats://u:" + canary + "@h x:y", "https://h/?k=" + canary + "#f", "ftp://" + canary,
+		"\n  - " + canary + "\n - x", "|\n  " + canary + "\n b", "%" + canary, "@" + canary, "!t " + canary, "&a " + canary, "*" + canary,
+		canary + ": " + canary, "${keyvault:" + canary + "/x}", "${" + canary + ":x}", "\t" + canary,
+		"${env:X}", "${file:/x}", "x${env:X}", "'${env:X}'",
+	}
+	shapes := []string{
+		"listen: { admin: { token: %s } }", "listen:\n admin:\n  token: %s\n", "listen: { admin: { addr: %s } }",
+		"broker:\n url: %s\n", "broker:\n credentials: %s\n", "broker:\n url: %s\n credentials: %s\n replicas: %s\n",
+		"sources:\n s:\n  kind: ${env:X}\n  push:\n   auth:\n    anyOf:\n    - key: %s\n", "sources:\n s:\n  push:\n   auth:\n    anyOf:\n    - %s\n",
+		"sources:\n s:\n  push:\n   auth: {anyOf: [ %s ]}\n",
+		"subscribers:\n s:\n  deliver:\n   webhook:\n    url: %s\n    format: ${env:X}\n", "subscribers:\n s:\n  deliver:\n   webhook:\n    url:%s\n    format: x\n",
+		"subscribers:\n s:\n  deliver: { webhook: { url: %s } }\n  limits: { timeout: '${env:X}', concurrency: '${env:X}' }\n  start: '${env:X}'\n",
+	}
+	for _, value := range []string{canary, "1" + canary, canary + "\n" + canary, "https://" + canary + "\x7f/", canary + `"` + canary} {
+		for _, shape := range shapes {
+			for _, body := range bodies {
+				yaml := strings.ReplaceAll(shape, "%s", body)
+				c, err := Parse("f", []byte(yaml), env(value))
+				got := outcome(c, err)
+				// The name of a file or vault is not its content.
+				got = strings.ReplaceAll(got, "${keyvault:"+canary, "")
+				if strings.Contains(got, canary) {
+					t.Errorf("a secret shows; file:\n%s\nproblems:\n%s", yaml, got)
+				}
+			}
+		}
+	}
+}
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "gridfan.yaml")
+	if _, err := Load(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v, want not exist", err)
+	}
+	write := func(path, text string) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("GRIDFAN_TEST_HOST", "host.example.com")
+	key := filepath.Join(dir, "key")
+	write(key, "0123456789abcdef\n")
+	write(path, `
+sources: { s: { kind: eventgrid, push: { auth: { anyOf: [ { key: '${file:`+key+`}' } ] } } } }
+subscribers: { x: { subjects: events.>, deliver: { webhook: { url: "https://${env:GRIDFAN_TEST_HOST}/" } } } }
+`)
+	c, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := c.Sources[0].Keys[0].Reveal(), "0123456789abcdef"; got != want {
+		t.Errorf("got key %q, want %q", got, want)
+	}
+	if got, want := c.Subscribers[0].Deliver.Webhook.URL, "https://host.example.com/"; got != want {
+		t.Errorf("got url %q, want %q", got, want)
+	}
+
+	write(path, "sources:\n  s: { kind: eventgrid }\n")
+	_, err = Load(path)
+	problems, ok := errors.AsType[Errors](err)
+	want := Problem{path, 2, 3, "sources.s.push.auth", `say who may send: anyOf: [ { key: "${env:…}" } ], or none`}
+	if !ok || len(problems) != 1 || problems[0] != want {
+		t.Errorf("got %v, want %v", err, want)
+	}
+
+	write(path, strings.Repeat("#", maxFile+1))
+	if _, err = Load(path); err == nil || !strings.Contains(err.Error(), "larger than") {
+		t.Errorf("got %v, want it refused as too large", err)
+	}
+}
+
+// placeholders answers every reference with something that fits, so that
+// examples can be loaded.
+var placeholders = Lookup{
+	Env: func(string) (string, bool) { return "https://placeholder.example.com/", true },
+	File: func(path string) ([]byte, error) {
+		if strings.HasSuffix(path, ".creds") {
+			return []byte(creds), nil
+		}
+		return []byte("placeholder-placeholder"), nil
+	},
+}
+
+const root = "../../../"
+
+func TestExample(t *testing.T) {
+	text, err := os.ReadFile(root + "examples/gridfan.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := outcome(Parse("gridfan.yaml", text, placeholders)); got != "ok\n" {
+		t.Errorf("got %s", got)
+	}
+}
+
+var fence = regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$")
+
+// TestDocs loads every complete file in the documentation, and looks for every
+// key of the tables there.
+func TestDocs(t *testing.T) {
+	complete := 0
+	for _, file := range []string{"docs/configuration.md", "README.md"} {
+		text, err := os.ReadFile(root + file)
+		if errors.Is(err, fs.ErrNotExist) && file == "README.md" {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks := fence.FindAllStringSubmatch(string(text), -1)
+		for i, b := range blocks {
+			switch language, code := b[1], b[2]; {
+			case language != "yaml":
+			case strings.HasPrefix(code, "# gridfan.yaml\n"):
+				complete++
+				if got := outcome(Parse(file, []byte(code), placeholders)); got != "ok\n" {
+					t.Errorf("%s:\n%s\ngot %s", file, code, got)
+				}
+			case strings.HasPrefix(code, "# mistakes.yaml\n") && i+1 < len(blocks):
+				got := outcome(Parse("mistakes.yaml", []byte(code), fake))
+				if diff := cmp.Diff(blocks[i+1][2], got); diff != "" {
+					t.Errorf("%s: problems of the example, -documented +got:\n%s", file, diff)
+				}
+			}
+		}
+		if file != "docs/configuration.md" {
+			continue
+		}
+		keys := slices.Clone(accepted)
+		for key := range later {
+			keys = append(keys, key)
+		}
+		for _, key := range keys {
+			if !strings.Contains(string(text), "`"+key+"`") {
+				t.Errorf("%s does not mention `%s`", file, key)
+			}
+		}
+		for key, values := range laterValues {
+			for v := range values {
+				if want := "`" + key + ": " + v + "`"; !strings.Contains(string(text), want) {
+					t.Errorf("%s does not mention %s", file, want)
+				}
+			}
+		}
+	}
+	if complete == 0 {
+		t.Error("no complete example in the documentation")
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(everything))
+	f.Add([]byte(external))
+	if text, err := os.ReadFile(root + "examples/gridfan.yaml"); err == nil {
+		f.Add(text)
+	}
+	files, _ := filepath.Glob("testdata/*.txtar")
+	for _, file := range files {
+		archive, err := txtar.ParseFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for _, a := range archive.Files {
+			f.Add(a.Data)
+		}
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		start := time.Now()
+		c, err := Parse("f", text, fake)
+		if d := time.Since(start); d > 5*time.Second {
+			t.Errorf("took %v", d)
+		}
+		if err == nil {
+			if c == nil || len(c.Sources) == 0 {
+				t.Error("neither an error nor a source")
+			}
+			return
+		}
+		problems, ok := errors.AsType[Errors](err)
+		if !ok || len(problems) == 0 || c != nil {
+			t.Fatalf("got %T: %v", err, err)
+		}
+		for _, p := range problems {
+			if p.Line < 1 || p.Column < 1 || p.Message == "" {
+				t.Errorf("incomplete: %+v", p)
+			}
+		}
+		if got := strings.Count(err.Error(), "\n") + 1; got != len(problems) {
+			t.Errorf("%d lines for %d problems:\n%s", got, len(problems), err)
+		}
+	})
+}

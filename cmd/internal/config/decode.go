@@ -1,0 +1,403 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/webhook"
+)
+
+// decoder collects what is wrong and goes on, so that one run shows it all.
+type decoder struct {
+	file   string
+	lookup Lookup
+
+	problems []Problem
+	warnings []Problem
+	trouble  []string // paths with a problem; Validate need not repeat them
+	hidden   []hidden
+}
+
+func (d *decoder) problem(at pos, path, format string, args ...any) {
+	d.trouble = append(d.trouble, path)
+	d.problems = append(d.problems, Problem{d.file, at.line, at.column, path, d.hide(fmt.Sprintf(format, args...))})
+}
+
+// config reads the whole tree. Its result has a meaning only without problems.
+func (d *decoder) config(root *value) *Config {
+	c := &Config{}
+
+	listen := root.get("listen")
+	c.Listen.Public = d.text(listen.get("public", "addr"))
+	c.Listen.Admin = d.text(listen.get("admin", "addr"))
+	c.Listen.AdminToken = d.secret(listen.get("admin", "token"))
+	d.validated(c.Listen.Validate(), root, "", "")
+
+	b := root.get("broker")
+	c.Broker.Dir = d.text(b.get("embedded", "dir"))
+	c.Broker.Listen = d.text(b.get("embedded", "listen"))
+	c.Broker.Replicas = d.integer(b.get("replicas"))
+	c.Broker.Credentials = d.credentials(b.get("credentials"))
+	if url := b.get("url"); url != nil {
+		// An unreadable URL is an external server still, and the keys beside it
+		// are judged as such.
+		c.Broker.URL = cmp.Or(d.text(url), "nats://unreadable")
+		if embedded := b.get("embedded"); embedded != nil {
+			d.problem(embedded.at, embedded.path, "the embedded server and an external one (broker.url) exclude each other; remove one")
+		}
+	}
+	storage := root.get("storage")
+	c.Broker.MaxBytes = d.size(storage.get("maxBytes"))
+	d.choice(storage.get("onFull"), "reject")
+	d.validated(c.Broker.Validate(), root, "", "")
+
+	for _, f := range sorted(root.get("sources")) {
+		c.Sources = append(c.Sources, d.source(f))
+	}
+	if len(c.Sources) == 0 && !d.troubled("sources") {
+		d.problem(root.nearest("sources"), "sources", "want at least one source (%s)", example)
+	}
+	for _, f := range sorted(root.get("subscribers")) {
+		c.Subscribers = append(c.Subscribers, d.subscriber(f))
+	}
+	return c
+}
+
+// sorted lists the named mappings below v by name. One that is something else
+// was reported; one that is null lacks everything, which Validate reports.
+func sorted(v *value) []*field {
+	if v == nil {
+		return nil
+	}
+	var fields []*field
+	for _, f := range v.fields {
+		if k := f.value.kind; k == mapping || k == null {
+			fields = append(fields, f)
+		}
+	}
+	slices.SortFunc(fields, func(a, b *field) int { return cmp.Compare(a.name, b.name) })
+	return fields
+}
+
+func (d *decoder) source(f *field) ingress.Source {
+	v := f.value
+	s := ingress.Source{
+		Name:        f.name,
+		Kind:        d.choice(v.get("kind")),
+		Environment: d.text(v.get("environment")),
+		Rationale:   d.text(v.get("rationale")),
+		Origins:     d.texts(v.get("push", "origins")),
+		MaxBody:     d.size(v.get("limits", "body")),
+	}
+	d.choice(v.get("pattern"), "push")
+	switch auth := v.get("push", "auth"); {
+	case auth == nil:
+	case auth.kind == mapping:
+		if anyOf := auth.get("anyOf"); anyOf != nil {
+			for _, way := range anyOf.items {
+				// Even an unreadable key takes its place: Validate counts them.
+				key := way.get("key")
+				s.Keys = append(s.Keys, d.secret(key))
+				if key == nil {
+					d.missing(way, `want key: "${env:NAME}"`)
+					d.trouble = append(d.trouble, way.path)
+				}
+			}
+		}
+	case auth.kind == text && auth.text == "none":
+		// Not by reference: that everybody may send should be seen in the file.
+		s.NoAuth = true
+	default:
+		d.problem(auth.at, auth.path, `want none, or anyOf: [ { key: "${env:NAME}" } ]`)
+	}
+	d.validated(s.Validate(), v, "sources."+f.name, v.path)
+	return s
+}
+
+func (d *decoder) subscriber(f *field) registry.Definition {
+	v := f.value
+	s := registry.Definition{
+		Name:     f.name,
+		Subjects: d.textOrTexts(v.get("subjects")),
+		Start:    registry.Start(d.choice(v.get("start"))),
+	}
+	if w := v.get("deliver", "webhook"); w != nil {
+		s.Deliver.Webhook = &webhook.Config{
+			URL:    d.text(w.get("url")),
+			Format: webhook.Format(d.choice(w.get("format"))),
+		}
+	}
+	d.choice(v.get("ordering"), "none")
+	s.Limits.Concurrency = d.integer(v.get("limits", "concurrency"))
+	s.Limits.Timeout = d.duration(v.get("limits", "timeout"))
+	for _, item := range d.items(v.get("retry", "schedule")) {
+		s.Retry.Schedule = append(s.Retry.Schedule, d.duration(item))
+	}
+	s.Breaker.Failures = d.integer(v.get("breaker", "failures"))
+	s.Breaker.OpenFor = d.duration(v.get("breaker", "openFor"))
+	s.Breaker.MaxOpenFor = d.duration(v.get("breaker", "maxOpenFor"))
+	d.validated(s.Validate(), v, "subscribers."+f.name, v.path)
+	return s
+}
+
+// validated puts what a Validate function reports back on its line. Each error
+// begins with prefix, which is where v stands; path is how it is shown.
+func (d *decoder) validated(err error, v *value, prefix, path string) {
+	for _, err := range flatten(err) {
+		rest, ok := strings.CutPrefix(err.Error(), prefix)
+		key, message, cut := strings.Cut(rest, ": ")
+		if !ok || !cut {
+			d.problem(v.at, path, "%s", err)
+			continue
+		}
+		key = strings.TrimPrefix(key, ".")
+		shown := strings.Trim(path+"."+key, ".")
+		// A bad name is not explained by what is wrong below it.
+		if key != "" && d.troubled(shown) {
+			continue
+		}
+		// Not through problem: one Validate may say two things about one key.
+		at := v.nearest(key)
+		d.problems = append(d.problems, Problem{d.file, at.line, at.column, shown, d.hide(message)})
+	}
+}
+
+func flatten(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []error
+		for _, e := range joined.Unwrap() {
+			all = append(all, flatten(e)...)
+		}
+		return all
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
+}
+
+// troubled says whether a problem is known at the path, above it or below it.
+func (d *decoder) troubled(path string) bool {
+	within := func(a, b string) bool {
+		rest, ok := strings.CutPrefix(a, b)
+		return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
+	}
+	return slices.ContainsFunc(d.trouble, func(t string) bool {
+		// A problem of a whole source or subscriber, such as a second one of the
+		// same name, hides nothing.
+		return within(t, path) || within(path, t) && strings.Count(t, ".") > 1
+	})
+}
+
+// missing reports what v lacks, unless what v has instead was reported.
+func (d *decoder) missing(v *value, format string, args ...any) {
+	if !d.troubled(v.path) {
+		d.problem(v.at, v.path, format, args...)
+	}
+}
+
+// The readers below take nil for a key that is not in the file and return its
+// zero value, as they do after a problem.
+
+func (d *decoder) text(v *value) string {
+	s, _ := d.scalar(v)
+	return s
+}
+
+// scalar returns a text with its references resolved, and their number.
+func (d *decoder) scalar(v *value) (string, int) {
+	switch {
+	case v == nil:
+		return "", 0
+	case v.kind == number || v.kind == boolean:
+		d.problem(v.at, v.path, "want a text, got %s; put it in quotes", v.kind)
+		return "", 0
+	case v.kind != text:
+		d.problem(v.at, v.path, "want a text, got %s", v.kind)
+		return "", 0
+	case v.text == "":
+		d.problem(v.at, v.path, "empty; give a value or leave the key out")
+		return "", 0
+	}
+	s, references, ok := d.resolve(v, v.text)
+	if !ok {
+		return "", 0
+	}
+	return s, references
+}
+
+// secret reads a text that is better not in the file.
+func (d *decoder) secret(v *value) secret.String {
+	s, references := d.scalar(v)
+	if s != "" && references == 0 {
+		d.warnings = append(d.warnings, Problem{d.file, v.at.line, v.at.column, v.path,
+			"keys in the file are readable by everyone who can read it; use ${env:NAME} or ${file:/path}"})
+	}
+	return secret.New(s)
+}
+
+// textOrTexts reads one text, or a list of them.
+func (d *decoder) textOrTexts(v *value) []string {
+	if v != nil && v.kind == text {
+		return []string{d.text(v)}
+	}
+	return d.texts(v)
+}
+
+// credentials reads the text of a .creds file, not its path.
+func (d *decoder) credentials(v *value) secret.String {
+	if v == nil {
+		return secret.String{}
+	}
+	s := d.secret(v).Reveal()
+	if s != "" && !strings.Contains(s, "\n") {
+		d.problem(v.at, v.path, "want the text of a NATS .creds file; refer to it as ${file:/run/secrets/nats.creds}")
+		return secret.String{}
+	}
+	if s != "" && !strings.HasSuffix(s, "\n") {
+		s += "\n" // nats-io/nkeys finds no seed in a file without it
+	}
+	return secret.New(s)
+}
+
+// choice reads one word. Those of a later version are refused by name, and
+// without any words Validate knows the others.
+func (d *decoder) choice(v *value, words ...string) string {
+	s := d.text(v)
+	if s == "" {
+		return ""
+	}
+	if sentence, ok := laterValues[v.pattern][s]; ok {
+		d.problem(v.at, v.path, "%s", sentence)
+		return ""
+	}
+	if len(words) > 0 && !slices.Contains(words, s) {
+		d.problem(v.at, v.path, "want %s, got %q", strings.Join(words, " or "), s)
+		return ""
+	}
+	return s
+}
+
+func (d *decoder) texts(v *value) []string {
+	var all []string
+	for _, item := range d.items(v) {
+		all = append(all, d.text(item)) // in its place even if unreadable
+	}
+	return all
+}
+
+func (d *decoder) items(v *value) []*value {
+	switch {
+	case v == nil:
+	case v.kind != list:
+		d.problem(v.at, v.path, "want a list, got %s; write [ … ]", v.kind)
+	case len(v.items) == 0:
+		d.problem(v.at, v.path, "the list is empty; fill it or leave the key out")
+	default:
+		return v.items
+	}
+	return nil
+}
+
+func (d *decoder) integer(v *value) int {
+	if v == nil {
+		return 0
+	}
+	s, ok := v.text, v.kind == number
+	if v.kind == text {
+		var references int
+		if s, references = d.scalar(v); s == "" {
+			return 0
+		}
+		ok = references > 0 // ${env:N} can be nothing but a text
+	}
+	n, err := strconv.Atoi(s)
+	switch {
+	case !ok:
+		d.problem(v.at, v.path, "want a whole number, got %s", v.kind)
+	case err != nil:
+		d.problem(v.at, v.path, "want a whole number, got %q", s)
+	case n < 1:
+		d.problem(v.at, v.path, "want at least 1, got %d; leave the key out for its default", n)
+	default:
+		return n
+	}
+	return 0
+}
+
+var bare = regexp.MustCompile(`^[0-9]+(\.[0-9]+)?$`)
+
+// quantity reads a number with its unit, and complains about one without:
+// fixed is how it could be meant.
+func (d *decoder) quantity(v *value, what, fixed string) (string, bool) {
+	if v == nil {
+		return "", false
+	}
+	s := v.text
+	switch v.kind {
+	case number:
+	case text:
+		if s = d.text(v); s == "" {
+			return "", false
+		}
+	default:
+		d.problem(v.at, v.path, "want %s, got %s", what, v.kind)
+		return "", false
+	}
+	if bare.MatchString(s) {
+		d.problem(v.at, v.path, "%s has no unit: write %s", s, strings.ReplaceAll(fixed, "%", s))
+		return "", false
+	}
+	return s, true
+}
+
+func (d *decoder) duration(v *value) deliver.Duration {
+	s, ok := d.quantity(v, "a duration", "%s for seconds (units: ms, s, m, h, d)")
+	if !ok {
+		return 0
+	}
+	switch t, err := deliver.ParseDuration(s); {
+	case err != nil:
+		d.problem(v.at, v.path, "%s", err)
+	case t <= 0:
+		d.problem(v.at, v.path, "want more than no time; leave the key out for its default")
+	default:
+		return deliver.Duration(t)
+	}
+	return 0
+}
+
+// units are the accepted ones; powers of ten as on a disk's label, powers of
+// two as in memory.
+var units = map[string]int64{
+	"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
+	"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
+}
+
+func (d *decoder) size(v *value) int64 {
+	s, ok := d.quantity(v, "a size", "%B for bytes (units: B, KB, MB, GB, TB, KiB, MiB, GiB, TiB)")
+	if !ok {
+		return 0
+	}
+	unit := strings.TrimLeft(s, "0123456789")
+	factor := units[unit]
+	n, err := strconv.ParseInt(strings.TrimSuffix(s, unit), 10, 64)
+	switch {
+	case err != nil || factor == 0 || n > math.MaxInt64/factor:
+		d.problem(v.at, v.path, "%q is not a size: write a whole number with B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024), as in 8GiB", s)
+	case n == 0:
+		d.problem(v.at, v.path, "want more than nothing; leave the key out for its default")
+	default:
+		return n * factor
+	}
+	return 0
+}

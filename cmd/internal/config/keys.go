@@ -1,0 +1,208 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// accepted lists the path of every key that has an effect; <name> stands for a
+// name that the operator chooses and [] for the elements of a list. Whatever is
+// neither here nor a parent of one of these is an error.
+var accepted = []string{
+	"listen.public.addr",
+	"listen.admin.addr",
+	"listen.admin.token",
+	"broker.embedded.dir",
+	"broker.embedded.listen",
+	"broker.url",
+	"broker.credentials",
+	"broker.replicas",
+	"storage.maxBytes",
+	"storage.onFull",
+	"sources.<name>.kind",
+	"sources.<name>.environment",
+	"sources.<name>.pattern",
+	"sources.<name>.rationale",
+	"sources.<name>.push.auth",
+	"sources.<name>.push.auth.anyOf[].key",
+	"sources.<name>.push.origins",
+	"sources.<name>.limits.body",
+	"subscribers.<name>.subjects",
+	"subscribers.<name>.deliver.webhook.url",
+	"subscribers.<name>.deliver.webhook.format",
+	"subscribers.<name>.start",
+	"subscribers.<name>.ordering",
+	"subscribers.<name>.limits.concurrency",
+	"subscribers.<name>.limits.timeout",
+	"subscribers.<name>.retry.schedule",
+	"subscribers.<name>.breaker.failures",
+	"subscribers.<name>.breaker.openFor",
+	"subscribers.<name>.breaker.maxOpenFor",
+}
+
+// later holds the keys of capabilities still to come. They are refused by name:
+// who writes "filter" must not believe that events are filtered, nor search for
+// a typing error.
+var later = map[string]string{
+	"listen.public.tls":            "TLS is not part of this version yet; put a proxy that terminates TLS in front and remove the key",
+	"listen.public.trustedProxies": "trusted proxies are not part of this version yet; remove the key",
+	"listen.admin.tls":             "TLS is not part of this version yet; keep the admin address on loopback or behind a proxy, and remove the key",
+	"listen.admin.entra":           "sign-in with Entra is not part of this version yet; use listen.admin.token",
+	"broker.durability":            "stating a cluster's durability is not part of this version yet; remove the key",
+	"storage.replay":               "a replay period is not part of this version yet; remove the key",
+
+	"sources.<name>.poll":                     "polling is not part of this version yet; remove the key",
+	"sources.<name>.reconcile":                "reconciliation is not part of this version yet; remove the key",
+	"sources.<name>.keepOriginal":             "keeping the original body is not part of this version yet; remove the key",
+	"sources.<name>.mapping":                  "mapped sources are not part of this version yet; remove the key",
+	"sources.<name>.limits.rate":              "rate limits are not part of this version yet; remove the key",
+	"sources.<name>.limits.concurrency":       "concurrency limits of sources are not part of this version yet; remove the key",
+	"sources.<name>.push.auth.anyOf[].entra":  "authentication with Entra tokens is not part of this version yet; use key",
+	"sources.<name>.push.auth.anyOf[].sas":    "authentication with SAS tokens is not part of this version yet; use key",
+	"sources.<name>.push.auth.anyOf[].hmac":   "authentication with HMAC signatures is not part of this version yet; use key",
+	"sources.<name>.push.auth.anyOf[].mtls":   "authentication with client certificates is not part of this version yet; use key",
+	"sources.<name>.push.auth.anyOf[].ip":     "authentication by address is not part of this version yet; use key",
+	"subscribers.<name>.filter":               "filters (CEL) are not part of this version yet; remove the key",
+	"subscribers.<name>.transform":            "transforms (jq) are not part of this version yet; remove the key",
+	"subscribers.<name>.drain":                "draining is not part of this version yet; remove the key",
+	"subscribers.<name>.limits.rate":          "rate limits are not part of this version yet; remove the key",
+	"subscribers.<name>.limits.batch":         "batches are not part of this version yet; remove the key",
+	"subscribers.<name>.limits.backlog":       "backlog limits are not part of this version yet; remove the key",
+	"subscribers.<name>.retry.maxAge":         "a maximum age is not part of this version yet; the retry schedule says when an event is given up",
+	"subscribers.<name>.breaker.window":       "a failure window is not part of this version yet; the breaker counts failures in a row",
+	"subscribers.<name>.breaker.ratio":        "a failure ratio is not part of this version yet; the breaker counts failures in a row",
+	"subscribers.<name>.breaker.probes":       "several probes are not part of this version yet; a half-open breaker sends one event",
+	"subscribers.<name>.breaker.rampUp":       "a slow start is not part of this version yet; remove the key",
+	"subscribers.<name>.deliver.pull":         "pull delivery is not part of this version yet; use webhook",
+	"subscribers.<name>.deliver.eventgrid":    "delivery to Event Grid topics is not part of this version yet; use webhook",
+	"subscribers.<name>.deliver.servicebus":   "delivery to Service Bus is not part of this version yet; use webhook",
+	"subscribers.<name>.deliver.nats":         "delivery to NATS consumers is not part of this version yet; use webhook",
+	"subscribers.<name>.deliver.sse":          "delivery as server-sent events is not part of this version yet; use webhook",
+	"subscribers.<name>.deliver.webhook.auth": "authentication towards subscribers is not part of this version yet; a key in the query of the URL is possible",
+
+	"subscribers.<name>.deliver.webhook.headers":   "own headers are not part of this version yet; remove the key",
+	"subscribers.<name>.deliver.webhook.sign":      "signatures (Standard Webhooks) are not part of this version yet; remove the key",
+	"subscribers.<name>.deliver.webhook.tls":       "client certificates and own authorities are not part of this version yet; remove the key",
+	"subscribers.<name>.deliver.webhook.transform": "transforms (jq) are not part of this version yet; remove the key",
+
+	"endpoints": "shared endpoints are not part of this version yet; write each URL where it is used",
+	"egress":    "egress rules are not part of this version yet; remove the key",
+}
+
+// laterValues does the same for values of keys that are known.
+var laterValues = map[string]map[string]string{
+	"storage.onFull": {
+		"shed": "shedding is not part of this version yet; use reject, which makes senders keep their events",
+	},
+	"sources.<name>.kind": {
+		"dataverse":   "dataverse sources are not part of this version yet; use eventgrid or fno",
+		"cloudevents": "cloudevents sources are not part of this version yet; use eventgrid, which takes CloudEvents from Event Grid",
+		"custom":      "custom sources are not part of this version yet; use eventgrid or fno",
+	},
+	"sources.<name>.pattern": {
+		"poll":   "polling is not part of this version yet; use push",
+		"hybrid": "polling is not part of this version yet; use push",
+	},
+	"subscribers.<name>.ordering": {
+		"key":    "ordering by key is not part of this version yet; use none",
+		"strict": "strict ordering is not part of this version yet; use none",
+	},
+}
+
+// laterReference answers ${keyvault:…}.
+const laterReference = "references to Key Vault (${keyvault:…}) are not part of this version yet; use ${env:NAME} or ${file:/path}"
+
+// named says whether the keys below the pattern are names the operator chooses.
+func named(pattern string) bool { return pattern == "sources" || pattern == "subscribers" }
+
+// leaf says whether the pattern is an accepted key itself, no parent of one.
+func leaf(pattern string) bool { return slices.Contains(accepted, pattern) }
+
+// parent says whether keys or elements below the pattern are accepted.
+func parent(pattern string) bool {
+	return slices.ContainsFunc(accepted, func(a string) bool {
+		rest, ok := strings.CutPrefix(a, pattern)
+		return ok && (strings.HasPrefix(rest, ".") || strings.HasPrefix(rest, "[]"))
+	})
+}
+
+// keysOf lists the keys known directly below a pattern, in the table's order.
+func keysOf(pattern string) []string {
+	var keys []string
+	for _, a := range accepted {
+		rest, ok := strings.CutPrefix(a, below(pattern, ""))
+		if key := rest[:len(rest)-len(strings.TrimLeft(rest, nameLetters))]; ok && key != "" && !slices.Contains(keys, key) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+const nameLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
+
+// below joins a path and a key.
+func below(path, key string) string {
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+// advice tells what could have been meant by an unknown key, and that key's
+// pattern when there is exactly one.
+func advice(pattern, key string) (sentence, meant string) {
+	keys := keysOf(pattern)
+	best, distance := "", 3 // more than two edits is another word
+	for _, k := range keys {
+		n := edits(strings.ToLower(k), strings.ToLower(key))
+		if n < distance && n < len(k)-1 {
+			best, distance = k, n
+		}
+	}
+	if best != "" {
+		return fmt.Sprintf("did you mean %q?", best), below(pattern, best)
+	}
+	// The right key one level too high: timeout for limits.timeout.
+	var deeper []string
+	for _, a := range accepted {
+		if rest, ok := strings.CutPrefix(a, below(pattern, "")); ok && strings.HasSuffix(rest, "."+key) && !strings.ContainsAny(rest, "<[") {
+			deeper = append(deeper, fmt.Sprintf("%q", rest))
+		}
+	}
+	if len(deeper) > 0 {
+		return "did you mean " + strings.Join(deeper, " or ") + "?", ""
+	}
+	return "known here: " + strings.Join(keys, ", "), ""
+}
+
+// edits is the Levenshtein distance of two texts, swaps of neighbours counting
+// as one edit.
+func edits(a, b string) int {
+	if len(a) > 40 || len(b) > 40 {
+		return len(a) + len(b)
+	}
+	rows := make([][]int, len(a)+1)
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+		rows[i][0] = i
+	}
+	for j := range rows[0] {
+		rows[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			n := min(rows[i-1][j], rows[i][j-1]) + 1
+			if a[i-1] == b[j-1] {
+				n = min(n, rows[i-1][j-1])
+			} else {
+				n = min(n, rows[i-1][j-1]+1)
+			}
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				n = min(n, rows[i-2][j-2]+1)
+			}
+			rows[i][j] = n
+		}
+	}
+	return rows[len(a)][len(b)]
+}

@@ -1,0 +1,252 @@
+package repotest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// row forbids imports. Patterns are import paths; "./" stands for our module,
+// and a pattern that ends in "..." takes in what is below.
+type row struct {
+	from       []string // packages it is about
+	exceptFrom []string // but not these
+	to         []string // what they do not import
+	exceptTo   []string // but for these
+	tests      bool     // their tests do not either
+	why        string
+}
+
+// table is the direction of dependencies:
+//
+//	schemas, infra  <-  router, subscribers  <-  cmd
+var table = []row{
+	{
+		from: []string{"./schemas/...", "./infra/..."},
+		to:   []string{"./router/...", "./subscribers/...", "./cmd/..."}, tests: true,
+		why: "schemas and infra are the bottom: router, subscribers and cmd stand on them",
+	},
+	{
+		from: []string{"./schemas/..."}, to: []string{"./infra/..."}, tests: true,
+		why: "schemas say what an event is, wherever it is kept; they know no infrastructure",
+	},
+	{
+		from: []string{"./infra/..."}, to: []string{"./schemas/..."}, tests: true,
+		why: "infra moves and keeps bytes; what is in them is the router's and the subscribers' business",
+	},
+	{
+		from: []string{"./router/..."}, to: []string{"./subscribers/...", "./cmd/..."}, tests: true,
+		why: "router and subscribers meet only in the stream, so that each can run without the other",
+	},
+	{
+		from: []string{"./subscribers/..."}, to: []string{"./router/...", "./cmd/..."}, tests: true,
+		why: "subscribers and router meet only in the stream, so that each can run without the other",
+	},
+	{
+		from: []string{"./schemas/..."}, exceptFrom: []string{"./schemas/businessevent"},
+		to: []string{"./schemas/..."}, exceptTo: []string{"./schemas/event", "./schemas/rawjson"}, tests: true,
+		why: "wire formats know the event, not each other",
+	},
+	{
+		from: []string{"./schemas/businessevent"},
+		to:   []string{"./schemas/..."}, exceptTo: []string{"./schemas/event", "./schemas/rawjson", "./schemas/eventgrid"}, tests: true,
+		why: "business events travel inside Event Grid's envelope, and in no other",
+	},
+	{
+		from: []string{"./schemas/event"}, to: []string{"./schemas/..."}, exceptTo: []string{"./schemas/rawjson"}, tests: true,
+		why: "the event does not know what it was made from",
+	},
+	{
+		from: []string{"./schemas/rawjson"}, to: []string{"./..."}, tests: true,
+		why: "rawjson reads JSON, whatever it is about",
+	},
+	{
+		from: []string{"./router/..."}, to: []string{"./router/..."}, exceptTo: []string{"./router/publish"}, tests: true,
+		why: "ways in share nothing but publish, the one way to the stream",
+	},
+	{
+		from: []string{"./router/publish"}, to: []string{"./router/..."}, tests: true,
+		why: "publish serves every way in and knows none",
+	},
+	{
+		from: []string{"./subscribers/..."}, exceptFrom: []string{"./subscribers/registry"},
+		to: []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver"},
+		why: "a Sender is one way out: it knows deliver and no other Sender; only registry knows them all",
+	},
+	{
+		from: []string{"./subscribers/deliver"}, to: []string{"./subscribers/..."}, tests: true,
+		why: "deliver works with any Sender and knows none",
+	},
+	{
+		from: []string{"./subscribers/registry"},
+		to:   []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/webhook"}, tests: true,
+		why: "registry makes workers of definitions; add a new Sender here when definitions can name it",
+	},
+	{
+		from: []string{"./..."}, exceptFrom: []string{"./subscribers/deliver"},
+		to: []string{"github.com/sony/gobreaker/..."}, tests: true,
+		why: "whether a subscriber may be tried is decided in one place",
+	},
+	{
+		from: []string{"./..."}, exceptFrom: []string{"./router/ingress"},
+		to: []string{"github.com/gorilla/mux"}, tests: true,
+		why: "routes are the ingress's; a handful of admin paths need no more than net/http",
+	},
+	{
+		from: []string{"./..."}, exceptFrom: []string{"./infra/broker/..."},
+		to: []string{"github.com/nats-io/nats-server/..."}, tests: true,
+		why: "only infra/broker knows that the broker can run inside us; others connect to it, tests through brokertest",
+	},
+	{
+		from: []string{"./schemas/..."},
+		to:   []string{"net", "net/http", "os", "os/...", "syscall", "github.com/nats-io/..."},
+		why:  "schemas do no I/O: bytes in, events out, the same every time",
+	},
+	{
+		from: []string{"./..."}, to: []string{"github.com/stretchr/..."}, tests: true,
+		why: "tests use testing and go-cmp",
+	},
+}
+
+// pkg is what go list tells of a package.
+type pkg struct {
+	ImportPath   string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+}
+
+// violations lists the imports that rows forbid.
+func violations(rows []row, pkgs []pkg) []string {
+	var found []string
+	for _, p := range pkgs {
+		for _, r := range rows {
+			from := local(p.ImportPath)
+			if !matches(r.from, from) || matches(r.exceptFrom, from) {
+				continue
+			}
+			check := func(kind string, imports []string) {
+				for _, to := range slices.Compact(slices.Sorted(slices.Values(imports))) {
+					// An external test imports its own package.
+					if to = local(to); to != from && matches(r.to, to) && !matches(r.exceptTo, to) {
+						found = append(found, fmt.Sprintf("%s %s %s: %s", from, kind, to, r.why))
+					}
+				}
+			}
+			check("imports", p.Imports)
+			if r.tests {
+				check("imports in its tests", slices.Concat(p.TestImports, p.XTestImports))
+			}
+		}
+	}
+	return found
+}
+
+func local(path string) string {
+	if rest, ok := strings.CutPrefix(path, module); ok && (rest == "" || rest[0] == '/') {
+		return "." + rest
+	}
+	return path
+}
+
+func matches(patterns []string, path string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		dir, ok := strings.CutSuffix(p, "/...")
+		return path == p || ok && (path == dir || strings.HasPrefix(path, dir+"/"))
+	})
+}
+
+func TestImports(t *testing.T) {
+	// -e: a package that does not compile has imports all the same.
+	cmd := exec.Command("go", "list", "-e", "-json=ImportPath,Imports,TestImports,XTestImports", "./...")
+	cmd.Dir = root
+	out, err := cmd.Output()
+	if err != nil {
+		if e, ok := errors.AsType[*exec.ExitError](err); ok {
+			t.Log(string(e.Stderr))
+		}
+		t.Fatalf("go list: %v", err)
+	}
+	var pkgs []pkg
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+	if !slices.ContainsFunc(pkgs, func(p pkg) bool { return p.ImportPath == module+"/schemas/event" }) {
+		t.Fatalf("go list names %d packages, but not schemas/event: is this the right folder?", len(pkgs))
+	}
+	for _, v := range violations(table, pkgs) {
+		t.Error(v)
+	}
+}
+
+// TestTable shows that the checker finds what it should: for every row there
+// is a package that breaks it.
+func TestTable(t *testing.T) {
+	concrete := func(pattern string) string {
+		p := strings.Replace(pattern, "./", module+"/", 1)
+		return strings.Replace(p, "/...", "/thing", 1)
+	}
+	for i, r := range table {
+		for _, to := range r.to {
+			p := pkg{ImportPath: concrete(r.from[0]), Imports: []string{concrete(to) + map[bool]string{true: "2"}[strings.HasSuffix(to, "...")]}}
+			if got := violations(table[i:i+1], []pkg{p}); len(got) != 1 || !strings.Contains(got[0], r.why) {
+				t.Errorf("row %d (%s): %+v passes", i, r.why, p)
+			}
+			p.XTestImports, p.Imports = p.Imports, nil
+			if got := violations(table[i:i+1], []pkg{p}); (len(got) == 1) != r.tests {
+				t.Errorf("row %d (%s), tests of %+v: got %v", i, r.why, p, got)
+			}
+		}
+	}
+
+	in := func(path string, imports ...string) pkg {
+		p := pkg{ImportPath: concrete(path)}
+		for _, s := range imports {
+			p.Imports = append(p.Imports, concrete(s))
+		}
+		return p
+	}
+	tests := []struct {
+		p    pkg
+		want []string // beginnings
+	}{
+		{in("./schemas/eventgrid", "fmt", "net/url", "./schemas/event", "./schemas/rawjson"), nil},
+		{in("./schemas/eventgrid", "./schemas/businessevent"), []string{"./schemas/eventgrid imports ./schemas/businessevent: wire formats"}},
+		{in("./schemas/businessevent", "./schemas/eventgrid"), nil},
+		{in("./schemas/event", "net/http", "os"), []string{"./schemas/event imports net/http: schemas do no I/O", "./schemas/event imports os: schemas do no I/O"}},
+		{in("./router/ingress", "github.com/gorilla/mux", "./router/publish", "./infra/broker", "./schemas/event"), nil},
+		{in("./router/ingress", "./subscribers/deliver"), []string{"./router/ingress imports ./subscribers/deliver: router and subscribers meet"}},
+		{in("./subscribers/webhook", "./subscribers/deliver", "./infra/secret"), nil},
+		{in("./subscribers/webhook", "./subscribers/registry"), []string{"./subscribers/webhook imports ./subscribers/registry: a Sender is one way out"}},
+		{in("./subscribers/registry", "./subscribers/deliver", "./subscribers/webhook", "./infra/broker"), nil},
+		{in("./subscribers/deliver", "github.com/sony/gobreaker/v2"), nil},
+		{in("./cmd/internal/app", "github.com/sony/gobreaker/v2"), []string{"./cmd/internal/app imports github.com/sony/gobreaker/v2: whether"}},
+		{in("./infra/broker/brokertest", "github.com/nats-io/nats-server/v2/server"), nil},
+		{in("./cmd/gridfan", "./router/ingress", "./subscribers/registry", "./schemas/event", "./infra/broker"), nil},
+		{pkg{ImportPath: module + "/subscribers/webhook", TestImports: []string{module + "/subscribers/sendertest"}, XTestImports: []string{module + "/subscribers/webhook"}}, nil},
+	}
+	for _, tt := range tests {
+		got := violations(table, []pkg{tt.p})
+		for i := range got {
+			if i < len(tt.want) && strings.HasPrefix(got[i], tt.want[i]) {
+				got[i] = tt.want[i]
+			}
+		}
+		if d := cmp.Diff(tt.want, got); d != "" {
+			t.Errorf("%+v (-want +got):\n%s", tt.p, d)
+		}
+	}
+}

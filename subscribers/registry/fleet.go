@@ -1,0 +1,247 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/gridfan/gridfan/subscribers/deliver"
+)
+
+// Fleet runs a Worker for every subscriber of the bucket and follows its
+// changes. Each subscriber has a keeper of its own, so one that is slow to stop
+// does not hold up a change to another.
+type Fleet struct {
+	registry  *Registry
+	parts     deliver.Parts
+	newSender func(Definition) (deliver.Sender, error)
+	log       *slog.Logger
+
+	watcher jetstream.KeyWatcher
+	watched sync.WaitGroup
+
+	mu      sync.Mutex // guards keepers
+	keepers map[string]*keeper
+}
+
+// StartFleet starts the workers of all subscribers there are, and returns when
+// each has started or failed once; failed ones are tried again.
+func StartFleet(ctx context.Context, r *Registry, parts deliver.Parts, newSender func(Definition) (deliver.Sender, error), log *slog.Logger) (*Fleet, error) {
+	// The context of a watcher ends the watcher, so it must outlive ctx.
+	w, err := r.kv.WatchAll(context.Background())
+	if err != nil {
+		return nil, fmt.Errorf("watch the subscribers: %w", err)
+	}
+	f := &Fleet{
+		registry: r, parts: parts, newSender: newSender, log: log,
+		watcher: w, keepers: map[string]*keeper{},
+	}
+	loaded := make(chan struct{})
+	f.watched.Go(func() { f.watch(loaded) })
+	select {
+	case <-loaded:
+	case <-ctx.Done():
+		f.Stop(0)
+		return nil, ctx.Err()
+	}
+	return f, nil
+}
+
+// watch hands every change to its keeper. It closes loaded when the entries
+// there were at the start have their workers.
+func (f *Fleet) watch(loaded chan struct{}) {
+	var first sync.WaitGroup
+	for u := range f.watcher.Updates() {
+		if u == nil { // the end of what there was
+			first.Wait()
+			close(loaded)
+			continue
+		}
+		var want *Entry
+		if u.Operation() == jetstream.KeyValuePut {
+			e, err := decodeEntry(u.Key(), u.Value())
+			if err != nil {
+				f.log.Error("unreadable subscriber, left as it was", "error", err)
+				continue
+			}
+			want = &e
+		}
+		k := f.keeper(u.Key(), want != nil)
+		if k == nil {
+			continue
+		}
+		first.Add(1)
+		k.set(want, first.Done)
+	}
+}
+
+// keeper finds a subscriber's keeper, or makes it.
+func (f *Fleet) keeper(name string, create bool) *keeper {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	k := f.keepers[name]
+	if k == nil && create {
+		k = &keeper{fleet: f, name: name, wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
+		f.keepers[name] = k
+		go k.run()
+	}
+	return k
+}
+
+// Breaker tells how a subscriber's breaker stands in this process; ok is false
+// for one that has no worker here.
+func (f *Fleet) Breaker(name string) (s deliver.BreakerStatus, ok bool) {
+	f.mu.Lock()
+	k := f.keepers[name]
+	f.mu.Unlock()
+	if k == nil {
+		return s, false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.worker == nil {
+		return s, false
+	}
+	return k.worker.Breaker(), true
+}
+
+// Stop stops all workers at once; see deliver.Worker.Stop.
+func (f *Fleet) Stop(grace time.Duration) {
+	_ = f.watcher.Stop() // it fails only when the connection is gone
+	f.watched.Wait()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, k := range f.keepers {
+		k.stop(grace)
+	}
+	for _, k := range f.keepers {
+		<-k.done
+	}
+}
+
+// keeper keeps one subscriber's worker as its entry wants it.
+type keeper struct {
+	fleet *Fleet
+	name  string
+	wake  chan struct{} // holds at most one token
+	quit  chan struct{}
+	done  chan struct{}
+
+	mu      sync.Mutex // guards all below
+	want    *Entry     // nil: none
+	applied []func()   // called once want has been tried
+	worker  *deliver.Worker
+	grace   time.Duration
+
+	have *Entry // what worker was started with; only run touches it
+}
+
+func (k *keeper) set(want *Entry, applied func()) {
+	k.mu.Lock()
+	k.want = want
+	k.applied = append(k.applied, applied)
+	k.mu.Unlock()
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (k *keeper) stop(grace time.Duration) {
+	k.mu.Lock()
+	k.grace = grace
+	k.mu.Unlock()
+	close(k.quit)
+}
+
+// changeGrace is how long attempts under way may take when a definition
+// changes; longer ones are given up and made again by the new worker.
+const changeGrace = 5 * time.Second
+
+func (k *keeper) run() {
+	defer close(k.done)
+	wait := time.Duration(0)
+	var again <-chan time.Time
+	for {
+		select {
+		case <-k.quit:
+			k.mu.Lock()
+			grace := k.grace
+			k.mu.Unlock()
+			k.end(grace)
+			return
+		case <-k.wake:
+			wait = 0
+		case <-again:
+		}
+		k.mu.Lock()
+		want, applied := k.want, k.applied
+		k.applied = nil
+		k.mu.Unlock()
+		again = nil
+		if err := k.apply(want); err != nil {
+			wait = min(max(2*wait, 200*time.Millisecond), 10*time.Second)
+			k.fleet.log.Error("subscriber not started, trying again", "subscriber", k.name, "error", err, "in", wait)
+			again = time.After(wait)
+		}
+		for _, f := range applied {
+			f()
+		}
+	}
+}
+
+// apply makes the worker what the entry wants.
+func (k *keeper) apply(want *Entry) error {
+	if want == nil || want.Orphaned {
+		k.end(changeGrace)
+		k.fleet.parts.Metrics.Forget(k.name)
+		return nil
+	}
+	// One that was deleted and added again is another, with a new cursor.
+	if k.have != nil && reflect.DeepEqual(k.have.Definition, want.Definition) && k.have.Created.Equal(want.Created) {
+		k.worker.SetPaused(want.Paused)
+		k.have = want
+		return nil
+	}
+	k.end(changeGrace)
+	sender, err := k.fleet.newSender(want.Definition)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	w, err := deliver.Start(ctx, deliver.Subscriber{
+		Name: k.name, Subjects: deliver.MinimiseSubjects(want.Definition.Subjects),
+		StartSequence: want.StartSequence, Paused: want.Paused,
+		Config: want.Definition.Config, Sender: sender,
+	}, k.fleet.parts)
+	if err != nil {
+		sender.Close()
+		return err
+	}
+	k.mu.Lock()
+	k.worker = w
+	k.mu.Unlock()
+	k.have = want
+	k.fleet.log.Info("subscriber started", "subscriber", k.name, "subjects", want.Definition.Subjects, "paused", want.Paused)
+	return nil
+}
+
+// end stops the worker, if there is one.
+func (k *keeper) end(grace time.Duration) {
+	k.mu.Lock()
+	w := k.worker
+	k.worker = nil
+	k.mu.Unlock()
+	if w == nil {
+		return
+	}
+	k.have = nil
+	w.Stop(grace)
+	k.fleet.log.Info("subscriber stopped", "subscriber", k.name)
+}

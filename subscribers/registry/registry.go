@@ -1,0 +1,404 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/gridfan/gridfan/infra/broker"
+)
+
+// Entry is what the bucket keeps of one subscriber.
+type Entry struct {
+	Definition Definition `json:"definition"`
+	// Origin says where the definition is kept: in a configuration file, where
+	// it must be changed, or here.
+	Origin Origin `json:"origin"`
+	// Orphaned: it was declared in a file that no longer names it. It is
+	// parked until it is declared again or deleted.
+	Orphaned bool `json:"orphaned,omitempty"`
+	// Paused is run-time state, whatever the origin.
+	Paused bool `json:"paused,omitempty"`
+	// StartSequence is its first event in EVENTS.
+	StartSequence uint64    `json:"startSequence"`
+	Created       time.Time `json:"created"`
+}
+
+// Origin is where a definition comes from.
+type Origin string
+
+// The origins.
+const (
+	FromFile Origin = "file"
+	FromAPI  Origin = "api"
+)
+
+// Errors of the registry that callers tell apart.
+var (
+	ErrNotFound     = errors.New("no such subscriber")
+	ErrFileDeclared = errors.New("declared in the configuration file, so it is changed there")
+	ErrExists       = errors.New("a subscriber of this name exists with another definition")
+	ErrBacklog      = errors.New("there are undelivered events")
+)
+
+// Registry keeps the subscribers in a KV bucket that every replica watches.
+// It is safe for concurrent use.
+type Registry struct {
+	broker *broker.Broker
+	kv     jetstream.KeyValue
+	log    *slog.Logger
+}
+
+// Open reads the bucket, which the broker has declared.
+func Open(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Registry, error) {
+	kv, err := b.JetStream().KeyValue(ctx, broker.BucketSubscribers)
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", broker.BucketSubscribers, err)
+	}
+	return &Registry{broker: b, kv: kv, log: log}, nil
+}
+
+// List gives all entries by name.
+func (r *Registry) List(ctx context.Context) ([]Entry, error) {
+	keys, err := r.kv.ListKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var entries []Entry
+	for key := range keys.Keys() {
+		e, _, err := r.get(ctx, key)
+		if errors.Is(err, ErrNotFound) {
+			continue // deleted since
+		}
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, e)
+	}
+	slices.SortFunc(entries, func(a, b Entry) int {
+		return compareNames(a.Definition.Name, b.Definition.Name)
+	})
+	return entries, nil
+}
+
+func compareNames(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// Get gives one entry, or ErrNotFound.
+func (r *Registry) Get(ctx context.Context, name string) (Entry, error) {
+	e, _, err := r.get(ctx, name)
+	return e, err
+}
+
+func (r *Registry) get(ctx context.Context, name string) (Entry, uint64, error) {
+	v, err := r.kv.Get(ctx, name)
+	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrInvalidKey) {
+		return Entry{}, 0, ErrNotFound
+	}
+	if err != nil {
+		return Entry{}, 0, err
+	}
+	e, err := decodeEntry(name, v.Value())
+	return e, v.Revision(), err
+}
+
+func decodeEntry(name string, b []byte) (Entry, error) {
+	var e Entry
+	if err := json.Unmarshal(b, &e); err != nil {
+		return e, fmt.Errorf("entry of subscriber %q: %w", name, err)
+	}
+	// Defaults of fields that a later version added.
+	if err := e.Definition.Validate(); err != nil {
+		return e, fmt.Errorf("entry of subscriber %q: %w", name, err)
+	}
+	return e, nil
+}
+
+// Add adds a subscriber by API. An equal one that exists already is fine, so
+// the call can be repeated. d is validated.
+func (r *Registry) Add(ctx context.Context, d Definition) (Entry, error) {
+	if err := d.Validate(); err != nil {
+		return Entry{}, err
+	}
+	e, _, err := r.get(ctx, d.Name)
+	switch {
+	case err == nil && e.Origin == FromFile:
+		return Entry{}, fmt.Errorf("subscriber %q: %w", d.Name, ErrFileDeclared)
+	case err == nil && reflect.DeepEqual(e.Definition, d):
+		return e, nil
+	case err == nil:
+		return Entry{}, fmt.Errorf("subscriber %q: %w", d.Name, ErrExists)
+	case !errors.Is(err, ErrNotFound):
+		return Entry{}, err
+	}
+	e, err = r.create(ctx, d, FromAPI)
+	if errors.Is(err, jetstream.ErrKeyExists) {
+		return Entry{}, fmt.Errorf("subscriber %q: %w", d.Name, ErrExists)
+	}
+	return e, err
+}
+
+func (r *Registry) create(ctx context.Context, d Definition, o Origin) (Entry, error) {
+	e := Entry{Definition: d, Origin: o, StartSequence: 1, Created: time.Now().UTC()}
+	if d.Start == Now {
+		s, err := r.broker.JetStream().Stream(ctx, broker.StreamEvents)
+		if err != nil {
+			return e, err
+		}
+		e.StartSequence = s.CachedInfo().State.LastSeq + 1
+	}
+	b, err := json.Marshal(e)
+	if err != nil {
+		return e, err
+	}
+	_, err = r.kv.Create(ctx, d.Name, b)
+	return e, err
+}
+
+// update changes an entry, again from the start when somebody else was quicker.
+func (r *Registry) update(ctx context.Context, name string, change func(*Entry) error) (Entry, error) {
+	for {
+		e, revision, err := r.get(ctx, name)
+		if err != nil {
+			return e, err
+		}
+		before := e
+		if err := change(&e); err != nil || reflect.DeepEqual(before, e) {
+			return e, err
+		}
+		b, err := json.Marshal(e)
+		if err != nil {
+			return e, err
+		}
+		_, err = r.kv.Update(ctx, name, b, revision)
+		if !errors.Is(err, jetstream.ErrKeyExists) { // how a stale revision is called
+			return e, err
+		}
+	}
+}
+
+// SetPaused pauses or resumes a subscriber on every replica.
+func (r *Registry) SetPaused(ctx context.Context, name string, paused bool) (Entry, error) {
+	changed := false
+	e, err := r.update(ctx, name, func(e *Entry) error {
+		changed = e.Paused != paused
+		e.Paused = paused
+		return nil
+	})
+	if err == nil && changed {
+		what := map[bool]string{true: "subscriber.paused", false: "subscriber.resumed"}[paused]
+		r.broker.Report(what, name, map[string]any{})
+	}
+	return e, err
+}
+
+// SyncFile brings the bucket up to date with the subscribers declared in the
+// configuration file. One that the file no longer names is parked, not
+// deleted: its backlog may be somebody's only copy.
+func (r *Registry) SyncFile(ctx context.Context, declared []Definition) error {
+	names := map[string]bool{}
+	for _, d := range declared {
+		names[d.Name] = true
+		e, err := r.update(ctx, d.Name, func(e *Entry) error {
+			if e.Origin != FromFile {
+				r.log.Info("the configuration file now declares a subscriber that was added by API", "subscriber", d.Name)
+			}
+			start := e.Definition.Start // past: it has begun
+			e.Definition, e.Origin, e.Orphaned = d, FromFile, false
+			e.Definition.Start = start
+			return nil
+		})
+		if errors.Is(err, ErrNotFound) {
+			e, err = r.create(ctx, d, FromFile)
+		}
+		if err != nil {
+			return fmt.Errorf("subscriber %q: %w", d.Name, err)
+		}
+		if e.Paused {
+			r.log.Warn("subscriber is paused", "subscriber", d.Name, "fix", "gridfan subscribers resume "+d.Name)
+		}
+	}
+	entries, err := r.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		name := e.Definition.Name
+		if e.Origin != FromFile || names[name] {
+			continue
+		}
+		if !e.Orphaned {
+			r.broker.Report("subscriber.orphaned", name, map[string]any{"why": "no longer in the configuration file"})
+		}
+		if _, err := r.update(ctx, name, func(e *Entry) error { e.Orphaned = true; return nil }); err != nil {
+			return fmt.Errorf("subscriber %q: %w", name, err)
+		}
+		r.log.Warn("subscriber parked: the configuration file no longer declares it", "subscriber", name,
+			"fix", "declare it again, or gridfan subscribers delete "+name)
+	}
+	return nil
+}
+
+// Backlog counts what one subscriber has not got.
+type Backlog struct {
+	Pending     int `json:"pending"`     // never tried, or being tried
+	Retry       int `json:"retry"`       // waiting for the next attempt
+	DeadLetters int `json:"deadLetters"` // given up
+}
+
+// Empty says whether nothing would be lost with the subscriber.
+func (b Backlog) Empty() bool { return b == Backlog{} }
+
+// Backlog counts what name has not got.
+func (r *Registry) Backlog(ctx context.Context, name string) (Backlog, error) {
+	var b Backlog
+	js := r.broker.JetStream()
+	c, err := js.Consumer(ctx, broker.StreamEvents, name)
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+	case err != nil:
+		return b, err
+	default:
+		info := c.CachedInfo()
+		b.Pending = int(info.NumPending) + info.NumAckPending
+	}
+	for _, q := range []struct {
+		stream, subject string
+		n               *int
+	}{
+		{broker.StreamRetry, broker.RetryWaitingAll(name), &b.Retry},
+		{broker.StreamRetry, broker.RetryDue(name), &b.Retry},
+		{broker.StreamDeadLetters, broker.DeadLetterAll(name), &b.DeadLetters},
+	} {
+		counts, err := r.count(ctx, q.stream, q.subject)
+		if err != nil {
+			return b, err
+		}
+		for n := range maps.Values(counts) {
+			*q.n += int(n)
+		}
+	}
+	return b, nil
+}
+
+func (r *Registry) count(ctx context.Context, stream, subject string) (map[string]uint64, error) {
+	s, err := r.broker.JetStream().Stream(ctx, stream)
+	if err != nil {
+		return nil, err
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(subject))
+	if err != nil {
+		return nil, err
+	}
+	return info.State.Subjects, nil
+}
+
+// Delete removes a subscriber on every replica, with its cursor. When there is
+// a backlog, discard must say that it may go too; what is discarded is
+// returned. A file-declared one is deleted by taking it out of the file first.
+func (r *Registry) Delete(ctx context.Context, name string, discard bool) (Backlog, error) {
+	e, revision, err := r.get(ctx, name)
+	if err != nil {
+		return Backlog{}, err
+	}
+	if e.Origin == FromFile && !e.Orphaned {
+		return Backlog{}, fmt.Errorf("subscriber %q: %w", name, ErrFileDeclared)
+	}
+	b, err := r.Backlog(ctx, name)
+	if err != nil {
+		return b, err
+	}
+	if !b.Empty() && !discard {
+		return b, fmt.Errorf("subscriber %q: %w: %d pending, %d in retry, %d dead letters", name, ErrBacklog, b.Pending, b.Retry, b.DeadLetters)
+	}
+	if err := r.kv.Delete(ctx, name, jetstream.LastRevision(revision)); err != nil {
+		return b, err
+	}
+	if err := r.clear(ctx, name); err != nil {
+		return b, err
+	}
+	r.broker.Report("subscriber.deleted", name, map[string]any{
+		"discardedPending": b.Pending, "discardedRetry": b.Retry, "discardedDeadLetters": b.DeadLetters,
+	})
+	return b, nil
+}
+
+// clear removes what a deleted subscriber leaves on the broker.
+func (r *Registry) clear(ctx context.Context, name string) error {
+	js := r.broker.JetStream()
+	drop := func(stream string) error {
+		err := js.DeleteConsumer(ctx, stream, name)
+		if errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return nil
+		}
+		return err
+	}
+	if err := drop(broker.StreamEvents); err != nil {
+		return err
+	}
+	for stream, subjects := range map[string][]string{
+		broker.StreamRetry:       {broker.RetryWaitingAll(name), broker.RetryDue(name)},
+		broker.StreamDeadLetters: {broker.DeadLetterAll(name)},
+	} {
+		s, err := js.Stream(ctx, stream)
+		if err != nil {
+			return err
+		}
+		for _, subject := range subjects {
+			if err := s.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+				return err
+			}
+		}
+	}
+	// Last, because Sweep knows an unfinished deletion by it.
+	return drop(broker.StreamRetry)
+}
+
+// Sweep clears what a process left that died while it deleted a subscriber.
+func (r *Registry) Sweep(ctx context.Context) error {
+	entries, err := r.List(ctx)
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, e := range entries {
+		known[e.Definition.Name] = true
+	}
+	s, err := r.broker.JetStream().Stream(ctx, broker.StreamRetry)
+	if err != nil {
+		return err
+	}
+	// Every cursor on RETRY is a subscriber's; people make theirs on EVENTS.
+	var gone []string
+	names := s.ConsumerNames(ctx)
+	for name := range names.Name() {
+		if !known[name] {
+			gone = append(gone, name)
+		}
+	}
+	if err := names.Err(); err != nil {
+		return err
+	}
+	for _, name := range gone {
+		r.log.Info("clearing what a deleted subscriber left", "subscriber", name)
+		if err := r.clear(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}

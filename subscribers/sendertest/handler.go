@@ -1,0 +1,109 @@
+package sendertest
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gridfan/gridfan/schemas/event"
+)
+
+// Handler plays a destination over HTTP. decode reads an event from a request;
+// one that it cannot read, or that is no POST, fails t. Over HTTP/2, where a
+// header arrives whole or not at all, Trickles is the same as Hangs.
+func Handler(t *testing.T, decode func(header map[string][]string, body []byte) (*event.Event, error), respond Respond) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPost {
+			t.Errorf("got a %s, want a POST", r.Method)
+		}
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return // the Sender went away
+		}
+		e, err := decode(r.Header, body)
+		if err != nil {
+			t.Errorf("unreadable request: %v", err)
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		reply := respond(Received{Event: e})
+		if reply.Status == 0 {
+			reply.Status = http.StatusOK
+		}
+		switch reply.Fault {
+		case Hangs:
+			<-r.Context().Done()
+			return
+		case Trickles:
+			trickle(w, r)
+			return
+		case Resets:
+			reset(w)
+			return
+		}
+		maps.Copy(w.Header(), reply.Header)
+		w.WriteHeader(reply.Status)
+		_, _ = io.WriteString(w, reply.Body) // the Sender need not read it
+		rest := http.NewResponseController(w)
+		switch reply.Fault {
+		case Cuts:
+			_, _ = io.WriteString(w, "only the beg")
+			_ = rest.Flush()
+			panic(http.ErrAbortHandler) // panic: how net/http is told to end a connection
+		case Stalls:
+			_, _ = io.WriteString(w, "only the beg")
+			_ = rest.Flush()
+			<-r.Context().Done()
+		case Endless:
+			for chunk := strings.Repeat("and so on ", 100); r.Context().Err() == nil; {
+				if _, err := io.WriteString(w, chunk); err != nil {
+					return
+				}
+			}
+		}
+	})
+}
+
+func hijack(w http.ResponseWriter) (net.Conn, bool) {
+	h, ok := w.(http.Hijacker)
+	if !ok {
+		return nil, false
+	}
+	conn, _, err := h.Hijack()
+	return conn, err == nil
+}
+
+// trickle sends an endless header, byte by byte.
+func trickle(w http.ResponseWriter, r *http.Request) {
+	conn, ok := hijack(w)
+	if !ok {
+		<-r.Context().Done()
+		return
+	}
+	defer conn.Close()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	// After Hijack the request's context no longer ends with the connection,
+	// but writing to it fails.
+	for _, err := fmt.Fprint(conn, "HTTP/1.1 1"); err == nil; _, err = fmt.Fprint(conn, "0") {
+		<-tick.C
+	}
+}
+
+// reset breaks the connection off amid the header.
+func reset(w http.ResponseWriter) {
+	conn, ok := hijack(w)
+	if !ok {
+		panic(http.ErrAbortHandler) // panic: how net/http is told to end a stream
+	}
+	_, _ = fmt.Fprint(conn, "HTTP/1.1 200 OK\r\nContent-Le")
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // Close then resets
+	}
+	conn.Close()
+}

@@ -1,0 +1,511 @@
+// Package sendertest is what every deliver.Sender has to pass. A new Sender
+// brings a Harness: how to make one that sends to a destination which the suite
+// plays. Senders over HTTP let Handler play it.
+//
+//	sendertest.Run(t, sendertest.Harness{
+//		New: func(t *testing.T, respond sendertest.Respond) deliver.Sender {
+//			srv := httptest.NewServer(sendertest.Handler(t, event.Decode, respond))
+//			t.Cleanup(srv.Close)
+//			…
+//		},
+//	})
+package sendertest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/subscribers/deliver"
+)
+
+// Harness is what a Sender brings to be tested. Its functions are called from
+// parallel tests.
+type Harness struct {
+	// New makes a Sender, able to run 32 Sends at once, to a destination that
+	// shows what it receives to respond and then does as the Reply says. Both
+	// last until t ends; the suite closes the Sender.
+	New func(t *testing.T, respond Respond) deliver.Sender
+	// Secrets are texts in the Sender's configuration that no Reason may show.
+	Secrets []string
+	// Arrives gives what a destination makes of e when the format cannot carry
+	// all of it. Nil means e itself. It may change e.
+	Arrives func(e *event.Event) *event.Event
+}
+
+// Respond decides how the destination reacts. It is called once for every
+// request and by several goroutines at once.
+type Respond func(Received) Reply
+
+// Received is a request as the destination understood it.
+type Received struct {
+	Event *event.Event
+}
+
+// Reply is how a destination reacts. The zero value accepts the event.
+type Reply struct {
+	// Status is an HTTP status or its counterpart; 0 means 200.
+	Status int
+	// Header holds Retry-After and Location, or their counterparts.
+	Header http.Header
+	Body   string
+	// Fault is what goes wrong on the way.
+	Fault Fault
+}
+
+// Fault is how a reply fails to arrive whole.
+type Fault string
+
+// The faults of a destination.
+const (
+	Hangs    Fault = "hangs"    // no answer until the Sender goes away
+	Trickles Fault = "trickles" // an answer that never gets to its end, before any status
+	Resets   Fault = "resets"   // the connection is reset amid the header
+	Cuts     Fault = "cuts"     // status, part of the body, and the connection ends
+	Stalls   Fault = "stalls"   // status, part of the body, and then silence
+	Endless  Fault = "endless"  // status, and a body without end
+)
+
+const (
+	// patience is the deadline of attempts that have no reason to come near it.
+	patience = time.Minute
+	// soon is when something that must not wait for its deadline is over, on a
+	// busy machine.
+	soon = 20 * time.Second
+)
+
+// Run tests h. Its subtests run in parallel.
+func Run(t *testing.T, h Harness) {
+	t.Run("statuses", func(t *testing.T) { t.Parallel(); statuses(t, h) })
+	t.Run("retry after", func(t *testing.T) { t.Parallel(); retryAfter(t, h) })
+	t.Run("redirect", func(t *testing.T) { t.Parallel(); redirect(t, h) })
+	t.Run("deadline", func(t *testing.T) { t.Parallel(); deadline(t, h) })
+	t.Run("cancel", func(t *testing.T) { t.Parallel(); cancelled(t, h) })
+	t.Run("bad replies", func(t *testing.T) { t.Parallel(); badReplies(t, h) })
+	t.Run("secrets", func(t *testing.T) { t.Parallel(); secrets(t, h) })
+	t.Run("content", func(t *testing.T) { t.Parallel(); content(t, h) })
+	t.Run("concurrent", func(t *testing.T) { t.Parallel(); concurrent(t, h) })
+}
+
+// checked sends and holds every Attempt, whatever the test is about, to what
+// deliver.Attempt promises.
+type checked struct {
+	t       *testing.T
+	h       Harness
+	sender  deliver.Sender
+	patient time.Duration
+}
+
+func start(t *testing.T, h Harness, respond Respond) *checked {
+	t.Helper()
+	s := h.New(t, respond)
+	t.Cleanup(func() {
+		done := make(chan struct{})
+		go func() { defer close(done); s.Close() }()
+		select {
+		case <-done:
+		case <-time.After(soon):
+			t.Error("Close blocks")
+		}
+	})
+	return &checked{t: t, h: h, sender: s, patient: patience}
+}
+
+// send makes one attempt under a generous deadline.
+func (c *checked) send(e *event.Event) deliver.Attempt {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), c.patient)
+	defer cancel()
+	return c.sendCtx(ctx, e)
+}
+
+func (c *checked) sendCtx(ctx context.Context, e *event.Event) deliver.Attempt {
+	c.t.Helper()
+	before := e.Clone()
+	before.Data = bytes.Clone(e.Data)
+	a := c.sender.Send(ctx, e)
+	if d := cmp.Diff(before, e, cmp.Comparer(bytes.Equal)); d != "" {
+		c.t.Errorf("Send changed the event (-before +after):\n%s", d)
+	}
+	switch a.Outcome {
+	case deliver.Delivered:
+		if a.Reason != "" || a.RetryAfter != 0 {
+			c.t.Errorf("delivered, and yet there is a reason or a wait: %+v", a)
+		}
+	case deliver.Failed, deliver.Rejected, deliver.Aborted:
+		if a.Reason == "" {
+			c.t.Errorf("no reason: %+v", a)
+		}
+	default:
+		c.t.Errorf("no outcome: %+v", a)
+	}
+	if a.RetryAfter < 0 {
+		c.t.Errorf("RetryAfter is negative: %v", a.RetryAfter)
+	}
+	// 512 bytes of the answer and some words of ours.
+	if len(a.Reason) > 600 {
+		c.t.Errorf("the reason has %d bytes: %.700s", len(a.Reason), a.Reason)
+	}
+	if !utf8.ValidString(a.Reason) || strings.ContainsFunc(a.Reason, unicode.IsControl) {
+		c.t.Errorf("the reason is not printable: %q", a.Reason)
+	}
+	for _, s := range c.h.Secrets {
+		if strings.Contains(a.Reason, s) {
+			c.t.Errorf("the reason shows a secret: %q", a.Reason)
+		}
+	}
+	return a
+}
+
+func (c *checked) want(what string, a deliver.Attempt, outcome deliver.Outcome, status int) {
+	c.t.Helper()
+	if a.Outcome != outcome || a.Status != status {
+		c.t.Errorf("%s: got %s with status %d (%s), want %s with %d", what, a.Outcome, a.Status, a.Reason, outcome, status)
+	}
+}
+
+// counter counts requests per event, to see that one Send is one request.
+type counter struct {
+	mu sync.Mutex
+	n  map[string]int // guarded by mu
+}
+
+func (c *counter) count(r Received) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n == nil {
+		c.n = map[string]int{}
+	}
+	c.n[r.Event.ID]++
+}
+
+func (c *counter) once(t *testing.T, id string) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n[id] != 1 {
+		t.Errorf("event %s was sent %d times, want once", id, c.n[id])
+	}
+}
+
+func simple(id string) *event.Event {
+	return &event.Event{
+		ID: id, Source: "/d365/fno/prod", Type: "PurchaseOrderConfirmed",
+		DataContentType: "application/json", Data: []byte(`{"order":"PO-1"}`), DataJSON: true,
+	}
+}
+
+func statuses(t *testing.T, h Harness) {
+	outcomes := map[deliver.Outcome][]int{
+		deliver.Delivered: {200, 201, 202, 204},
+		deliver.Rejected:  {300, 304, 400, 401, 403, 404, 405, 406, 409, 410, 412, 413, 415, 422, 431, 451},
+		deliver.Failed:    {408, 425, 429, 500, 501, 502, 503, 504, 507, 599},
+	}
+	var count counter
+	s := start(t, h, func(r Received) Reply {
+		count.count(r)
+		var status int
+		_, _ = fmt.Sscanf(r.Event.ID, "status-%d", &status)
+		return Reply{Status: status, Body: "a short answer"}
+	})
+	for outcome, list := range outcomes {
+		for _, status := range list {
+			id := fmt.Sprintf("status-%d", status)
+			a := s.send(simple(id))
+			s.want(id, a, outcome, status)
+			if a.RetryAfter != 0 {
+				t.Errorf("%s: RetryAfter is %v though the answer names none", id, a.RetryAfter)
+			}
+			count.once(t, id)
+		}
+	}
+}
+
+func retryAfter(t *testing.T, h Harness) {
+	tests := []struct {
+		name, value string
+		min, max    time.Duration
+	}{
+		{"seconds", "7", 7 * time.Second, 7 * time.Second},
+		{"zero", "0", 0, 0},
+		// A date has whole seconds, and some time passes on the way.
+		{"date", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat), time.Hour - time.Minute, time.Hour},
+		{"past date", time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat), 0, 0},
+		{"negative", "-5", 0, 0},
+		{"garbage", "soon", 0, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			status := 0
+			s := start(t, h, func(Received) Reply {
+				return Reply{Status: status, Header: http.Header{"Retry-After": {tt.value}}}
+			})
+			for _, status = range []int{429, 503} {
+				a := s.send(simple("1"))
+				s.want(tt.value, a, deliver.Failed, status)
+				if a.RetryAfter < tt.min || a.RetryAfter > tt.max {
+					t.Errorf("status %d: RetryAfter is %v, want %v to %v", status, a.RetryAfter, tt.min, tt.max)
+				}
+			}
+		})
+	}
+}
+
+// redirect: an event and its credentials go where the configuration says.
+func redirect(t *testing.T, h Harness) {
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		for _, location := range []string{"/elsewhere", "https://u:p@elsewhere.invalid/x?key=k", "http://%zz/"} {
+			var count counter
+			s := start(t, h, func(r Received) Reply {
+				count.count(r)
+				return Reply{Status: status, Header: http.Header{"Location": {location}}}
+			})
+			a := s.send(simple("1"))
+			s.want(location, a, deliver.Rejected, status)
+			count.once(t, "1")
+			if strings.Contains(a.Reason, "key=") || strings.Contains(a.Reason, "u:p") {
+				t.Errorf("the reason shows more than the host of Location: %s", a.Reason)
+			}
+		}
+	}
+}
+
+func deadline(t *testing.T, h Harness) {
+	for _, fault := range []Fault{Hangs, Trickles} {
+		t.Run(string(fault), func(t *testing.T) {
+			s := start(t, h, func(Received) Reply { return Reply{Fault: fault} })
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			begin := time.Now()
+			a := s.sendCtx(ctx, simple("1"))
+			s.want("at the deadline", a, deliver.Failed, 0)
+			if took := time.Since(begin); took > soon {
+				t.Errorf("took %v with a deadline of 200ms", took)
+			}
+		})
+	}
+	t.Run("passed", func(t *testing.T) {
+		s := start(t, h, func(Received) Reply {
+			t.Error("an event came although its deadline had passed")
+			return Reply{}
+		})
+		ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
+		defer cancel()
+		s.want("after the deadline", s.sendCtx(ctx, simple("1")), deliver.Failed, 0)
+	})
+}
+
+func cancelled(t *testing.T, h Harness) {
+	for _, fault := range []Fault{Hangs, Trickles} {
+		t.Run(string(fault), func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			s := start(t, h, func(Received) Reply {
+				cancel() // the request is on its way: now we stop
+				return Reply{Fault: fault}
+			})
+			begin := time.Now()
+			s.want("stopped", s.sendCtx(ctx, simple("1")), deliver.Aborted, 0)
+			if took := time.Since(begin); took > soon {
+				t.Errorf("took %v to stop", took)
+			}
+		})
+	}
+	t.Run("before", func(t *testing.T) {
+		s := start(t, h, func(Received) Reply {
+			t.Error("an event came although its attempt was stopped before")
+			return Reply{}
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		s.want("stopped before", s.sendCtx(ctx, simple("1")), deliver.Aborted, 0)
+	})
+}
+
+// badReplies: the status decides, once there is one. Every Sender is used again
+// afterwards, because a bad answer must not spoil the connections of the next.
+func badReplies(t *testing.T, h Harness) {
+	huge := strings.Repeat("x", 1<<20)
+	dirty := "a\x00b\r\nc\x1b[31m\xff\u202e\u2028" + strings.Repeat("é", 400)
+	tests := []struct {
+		name   string
+		reply  Reply
+		want   deliver.Outcome
+		status int
+	}{
+		{"oversized, delivered", Reply{Body: huge}, deliver.Delivered, 200},
+		{"oversized, failed", Reply{Status: 503, Body: huge}, deliver.Failed, 503},
+		{"oversized, rejected", Reply{Status: 400, Body: huge}, deliver.Rejected, 400},
+		{"unprintable", Reply{Status: 500, Body: dirty}, deliver.Failed, 500},
+		{"endless, delivered", Reply{Fault: Endless}, deliver.Delivered, 200},
+		{"endless, failed", Reply{Status: 500, Fault: Endless}, deliver.Failed, 500},
+		{"stalled, delivered", Reply{Fault: Stalls}, deliver.Delivered, 200},
+		{"stalled, rejected", Reply{Status: 422, Fault: Stalls}, deliver.Rejected, 422},
+		{"cut, delivered", Reply{Fault: Cuts}, deliver.Delivered, 200},
+		{"cut, failed", Reply{Status: 503, Fault: Cuts}, deliver.Failed, 503},
+		{"reset", Reply{Fault: Resets}, deliver.Failed, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // several wait for a second
+			var count counter
+			s := start(t, h, func(r Received) Reply {
+				count.count(r)
+				if strings.HasPrefix(r.Event.ID, "good") {
+					return Reply{}
+				}
+				return tt.reply
+			})
+			for i := range 2 {
+				// The good one first, so that the bad one meets a used connection.
+				good, bad := fmt.Sprint("good", i), fmt.Sprint("bad", i)
+				s.want(good, s.send(simple(good)), deliver.Delivered, 200)
+				begin := time.Now()
+				s.want(bad, s.send(simple(bad)), tt.want, tt.status)
+				if took := time.Since(begin); took > soon {
+					t.Errorf("took %v after a status", took)
+				}
+				count.once(t, good)
+				count.once(t, bad)
+			}
+		})
+	}
+}
+
+// secrets: a destination may quote the request that it complains about. (That
+// errors show none either is checked after every attempt of every test.)
+func secrets(t *testing.T, h Harness) {
+	for _, secret := range h.Secrets {
+		for _, status := range []int{302, 400, 401, 503} {
+			s := start(t, h, func(Received) Reply {
+				return Reply{
+					Status: status,
+					Header: http.Header{"Location": {"https://elsewhere.invalid/?x=" + secret}},
+					Body:   "cannot POST /hook?code=" + secret + "&x=1 " + strings.Repeat("-", 480) + secret,
+				}
+			})
+			s.send(simple("1"))
+		}
+	}
+}
+
+func content(t *testing.T, h Harness) {
+	every := byteRange()
+	full := &event.Event{
+		ID: "a b\"%\x00\n\rü\U0001F600", Source: "/d365/fno/prod?x=1#y", Type: "Purchase Order.Confirmed\n",
+		Subject: "PO-1\x00\ttail", Time: time.Date(2026, 11, 5, 15, 42, 46, 344065500, time.FixedZone("", 2*60*60)),
+		DataContentType: "application/json; charset=utf-8", DataSchema: "urn:gridfan:schema:1",
+		Data: []byte(`{"a":1}`), DataJSON: true,
+	}
+	full.Set(event.ExtSource, "prod")
+	full.Set(event.ExtLegalEntity, "usmf")
+	full.Set(event.ExtAction, "created")
+	full.Set(event.ExtPartitionKey, "line\nbreak\x00, \"quote\", 100% ")
+	full.Set(event.ExtTraceParent, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+	full.SetExtension(event.Extension{Name: "count", Value: "-5", Type: event.Integer})
+	full.SetExtension(event.Extension{Name: "flag", Value: "true", Type: event.Boolean})
+
+	with := func(contentType string, data []byte, isJSON bool) *event.Event {
+		e := simple("1")
+		e.Set(event.ExtSource, "prod")
+		e.DataContentType, e.Data, e.DataJSON = contentType, data, isJSON
+		return e
+	}
+	subject := func(s string) *event.Event {
+		e := full.Clone()
+		e.Subject = s
+		return e
+	}
+	tests := []struct {
+		name string
+		e    *event.Event
+	}{
+		{"all attributes", full},
+		{"required attributes alone", &event.Event{ID: "1", Source: "s", Type: "t"}},
+		{"numbers", with("application/json", []byte(`{"max":9223372036854775807,"min":-9223372036854775808,"big":123456789012345678901234567890.10,"zero":-0,"exp":1E400}`), true)},
+		{"layout of JSON", with("application/json", []byte("{ \"b\" : 1 ,\r\n\t\"a\":\"\\u00e9\\/\" }"), true)},
+		{"JSON string", with("application/json", []byte(`"text"`), true)},
+		{"JSON null", with("application/json", []byte(`null`), true)},
+		{"JSON of a vendor", with("application/vnd.contoso+json", []byte(`[]`), true)},
+		{"XML", with("application/xml", []byte("<a>\n\u00e9</a>"), false)},
+		{"binary", with("application/octet-stream", every, false)},
+		{"text that is no UTF-8", with("text/plain", every, false)},
+		{"no data", with("", nil, false)},
+		{"no data, but its type", with("application/json", nil, false)},
+		{"1 MiB", with("application/octet-stream", []byte(strings.Repeat(string(every), 4096)), false)},
+		{"10 KB subject", subject(strings.Repeat("s", 10<<10))},
+		{"64 KB subject", subject(strings.Repeat("s", 64<<10))},
+		{"64 KB of line breaks", subject(strings.Repeat("\n", 64<<10))},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var got *event.Event
+			s := start(t, h, func(r Received) Reply {
+				got = r.Event
+				return Reply{}
+			})
+			s.want("send", s.send(tt.e), deliver.Delivered, 200)
+			want := tt.e.Clone()
+			if h.Arrives != nil {
+				want = h.Arrives(want)
+			}
+			// bytes.Equal because cmp alone takes seconds for a MiB.
+			if d := cmp.Diff(want, got, cmp.Comparer(bytes.Equal)); d != "" {
+				t.Errorf("arrived differently (-sent +arrived):\n%s", d)
+			}
+		})
+	}
+}
+
+func byteRange() []byte {
+	b := make([]byte, 256)
+	for i := range b {
+		b[i] = byte(i)
+	}
+	return b
+}
+
+// concurrent is for the race detector, and for answers that get mixed up.
+func concurrent(t *testing.T, h Harness) {
+	const senders, each = 32, 8
+	var count counter
+	s := start(t, h, func(r Received) Reply {
+		count.count(r)
+		if strings.HasSuffix(r.Event.ID, "odd") {
+			return Reply{Status: 503, Body: r.Event.ID}
+		}
+		return Reply{}
+	})
+	var wg sync.WaitGroup
+	for i := range senders {
+		wg.Go(func() {
+			for j := range each {
+				id := fmt.Sprintf("%d-%d-even", i, j)
+				s.want(id, s.send(simple(id)), deliver.Delivered, 200)
+				id = fmt.Sprintf("%d-%d-odd", i, j)
+				a := s.send(simple(id))
+				s.want(id, a, deliver.Failed, 503)
+				if !strings.Contains(a.Reason, id) {
+					t.Errorf("%s got the answer of another: %s", id, a.Reason)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i := range senders {
+		for j := range each {
+			count.once(t, fmt.Sprintf("%d-%d-even", i, j))
+			count.once(t, fmt.Sprintf("%d-%d-odd", i, j))
+		}
+	}
+}

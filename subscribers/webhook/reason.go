@@ -1,0 +1,111 @@
+package webhook
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/gridfan/gridfan/subscribers/deliver"
+)
+
+// noAnswer turns the lack of a status into an Attempt. It is worth another try
+// in every case: a wrong certificate or name is somebody's to repair, and the
+// event waits until then.
+func (s *Sender) noAnswer(ctx context.Context, err error, took time.Duration) deliver.Attempt {
+	switch ctx.Err() {
+	case context.Canceled:
+		return deliver.Attempt{Outcome: deliver.Aborted, Reason: "stopped before there was an answer"}
+	case context.DeadlineExceeded:
+		return deliver.Attempt{Outcome: deliver.Failed, Reason: "timed out after " + roundOff(took)}
+	}
+	return deliver.Attempt{Outcome: deliver.Failed, Reason: s.classify(err)}
+}
+
+// classify puts a transport error into few words. Of errors it does not know it
+// shows the text, but never one with a URL in it: the address of a proxy may
+// hold a password.
+func (s *Sender) classify(err error) string {
+	text := err.Error()
+	dns, isDNS := errors.AsType[*net.DNSError](err)
+	op, isOp := errors.AsType[*net.OpError](err)
+	record, isRecord := errors.AsType[tls.RecordHeaderError](err)
+	timeout, isNet := errors.AsType[net.Error](err)
+	switch {
+	case isDNS && dns.IsNotFound:
+		return "no such host"
+	case isDNS && dns.IsTimeout:
+		return "name lookup timed out"
+	case isDNS:
+		return "name lookup failed"
+	case isOp && op.Op == "proxyconnect":
+		return "the proxy cannot be reached"
+	case strings.Contains(text, "TLS handshake timeout"): // net/http has no type for it
+		return "TLS: handshake timed out after " + roundOff(connectTimeout)
+	case isOp && op.Op == "dial" && op.Timeout():
+		return "connecting timed out after " + roundOff(connectTimeout)
+	case isNet && timeout.Timeout():
+		return "timed out"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "connection refused"
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return "connection reset"
+	case errors.Is(err, syscall.EHOSTUNREACH):
+		return "no route to host"
+	case errors.Is(err, syscall.ENETUNREACH):
+		return "network unreachable"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), strings.Contains(text, "server closed idle connection"):
+		return "connection closed without an answer"
+	case isRecord && string(record.RecordHeader[:]) == "HTTP/":
+		return "TLS: the subscriber speaks plain HTTP"
+	case strings.Contains(text, "://"):
+		return "the request could not be sent"
+	}
+	for _, prefix := range []string{"x509: ", "tls: "} {
+		if _, rest, ok := strings.Cut(text, prefix); ok {
+			return "TLS: " + s.printable(rest, 256)
+		}
+	}
+	return "transport error: " + s.printable(text, 256)
+}
+
+// printable makes foreign text fit for a log line: without our secrets, valid
+// UTF-8, no control or formatting characters, on one line, of at most n bytes.
+func (s *Sender) printable(text string, n int) string {
+	if s.secrets != nil {
+		text = s.secrets.Replace(text)
+	}
+	b := make([]byte, 0, min(len(text), n))
+	for _, r := range text {
+		if unicode.IsSpace(r) {
+			if len(b) == 0 || b[len(b)-1] == ' ' {
+				continue
+			}
+			r = ' '
+		} else if !unicode.IsPrint(r) {
+			r = utf8.RuneError
+		}
+		if len(b)+utf8.RuneLen(r) > n {
+			break
+		}
+		b = utf8.AppendRune(b, r)
+	}
+	return strings.TrimRight(string(b), " ")
+}
+
+// roundOff writes d with two or three digits: nobody wants 30.000417s.
+func roundOff(d time.Duration) string {
+	switch {
+	case d >= 10*time.Second:
+		return d.Round(time.Second).String()
+	case d >= time.Second:
+		return d.Round(100 * time.Millisecond).String()
+	}
+	return d.Round(time.Millisecond).String()
+}

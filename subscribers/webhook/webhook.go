@@ -1,0 +1,360 @@
+// Package webhook posts events to an HTTP endpoint, as CloudEvents in either
+// content mode. It is one deliver.Sender.
+//
+// What an attempt guarantees:
+//
+//   - One Send is one POST. Nothing is repeated and no redirect is followed, so
+//     neither the event nor the endpoint's key reaches a host that the
+//     configuration does not name.
+//   - The status decides, and decides alone: 2xx is delivered; 408, 425, 429 and
+//     5xx are tried again, after Retry-After where the subscriber sent one; any
+//     other 3xx or 4xx is a rejection of this event. What follows the status can
+//     delay an attempt by a second at most and changes nothing.
+//   - Without a status the attempt failed, or was aborted when the caller
+//     stopped it.
+//   - No Reason shows the query or the user and password of the URL, even if the
+//     subscriber's answer quotes them.
+//
+// Attributes and data arrive exactly as they are in the event. Binary mode has
+// two exceptions, both in the package's favour of being understood: attributes
+// too big for headers go out in structured mode, and data never calls itself a
+// CloudEvent (see Binary).
+//
+// Every Sender has its own connections: a subscriber that holds all of its own
+// takes none of another's.
+package webhook
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"html"
+	"io"
+	"maps"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/subscribers/deliver"
+)
+
+const (
+	// maxHeader is the size of attributes from which binary mode gives way to
+	// structured. Node refuses a request head over 16 KiB with 431
+	// (nodejs.org/api/cli.html, --max-http-header-size; 2026-11), and a refusal
+	// would cost the event.
+	maxHeader = 16 << 10
+
+	// maxReply is how much of an answer is read so that its connection can be
+	// used again; after a longer one a new connection is cheaper.
+	maxReply = 64 << 10
+
+	// maxExcerpt is how much of an answer may stand in a Reason.
+	maxExcerpt = 512
+
+	// replyGrace is how long the rest of an answer may take after its status:
+	// ample for a few KiB from anywhere on Earth, little beside a deadline.
+	replyGrace = time.Second
+
+	// connectTimeout is below the default deadline of an attempt (30 s), so that
+	// a host that drops packets is told from one that answers slowly.
+	connectTimeout = 10 * time.Second
+
+	// idleTimeout is less than the 5 s after which Node and uvicorn close an
+	// idle connection by default (nodejs.org/api/http.html,
+	// server.keepAliveTimeout; uvicorn.org/settings, --timeout-keep-alive;
+	// 2026-11). Had we kept it longer, a POST could meet the closing and fail
+	// although the subscriber is well.
+	idleTimeout = 4 * time.Second
+)
+
+// mediaStructured spells the charset as the JavaScript SDK compares it, byte
+// for byte (cloudevents 10.0.0; 2026-11).
+const mediaStructured = event.MediaStructured + "; charset=utf-8"
+
+// Options are what a Sender is told besides its Config.
+type Options struct {
+	// Concurrency is how many Sends run at once, and so the most connections
+	// needed. 0 means any number.
+	Concurrency int
+	// Version of gridfan, for the User-Agent. Empty leaves it out.
+	Version string
+}
+
+// Sender posts events to one endpoint. It is safe for concurrent use.
+type Sender struct {
+	format    Format
+	transport *http.Transport
+	// request is what all requests have in common, header that of structured
+	// ones. Both are shared by running requests and never changed.
+	request *http.Request
+	header  http.Header
+	secrets *strings.Replacer
+}
+
+var _ deliver.Sender = (*Sender)(nil)
+
+// New makes a Sender for a valid cfg; it opens no connection yet. The caller
+// closes it.
+func New(cfg Config, opts Options) (*Sender, error) {
+	if err := cfg.Validate("webhook"); err != nil {
+		return nil, err
+	}
+	u, err := url.Parse(cfg.URL)
+	if err != nil {
+		return nil, err // Validate has parsed it
+	}
+	s := &Sender{
+		format:  cfg.Format,
+		header:  http.Header{"Content-Type": {mediaStructured}, "User-Agent": {"gridfan"}},
+		secrets: hide(u),
+	}
+	if opts.Version != "" {
+		s.header.Set("User-Agent", "gridfan/"+opts.Version)
+	}
+	if u.User != nil {
+		// As a header it cannot come back in an error that quotes the URL.
+		s.header.Set("Authorization", basicAuth(u.User))
+		u.User = nil
+	}
+	s.request = &http.Request{
+		Method: http.MethodPost, URL: u, Host: u.Host,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}
+	s.transport = &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: connectTimeout}).DialContext,
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout: connectTimeout,
+		MaxConnsPerHost:     opts.Concurrency,
+		MaxIdleConnsPerHost: max(opts.Concurrency, http.DefaultMaxIdleConnsPerHost),
+		IdleConnTimeout:     idleTimeout,
+		// Answers are thrown away or quoted: nothing to gain from gzip.
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: maxReply,
+		ForceAttemptHTTP2:      true,
+		// Without pings a dead HTTP/2 connection, which all requests share,
+		// goes on taking them until the kernel gives up after 15 minutes.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
+	}
+	return s, nil
+}
+
+// Send posts e once; see deliver.Sender.
+func (s *Sender) Send(ctx context.Context, e *event.Event) deliver.Attempt {
+	start := time.Now()
+	reqCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// The transport itself and not an http.Client, because that follows
+	// redirects, and answers one it cannot parse with an error in place of its
+	// status.
+	resp, err := s.transport.RoundTrip(s.newRequest(reqCtx, e))
+	if err != nil {
+		return s.noAnswer(ctx, err, time.Since(start))
+	}
+	return s.judge(resp, readReply(resp, cancel))
+}
+
+// Close gives up idle connections; see deliver.Sender.
+func (s *Sender) Close() { s.transport.CloseIdleConnections() }
+
+func (s *Sender) newRequest(ctx context.Context, e *event.Event) *http.Request {
+	req := s.request.WithContext(ctx)
+	body := e.Data
+	if header, ok := s.binaryHeader(e); ok {
+		req.Header = header
+	} else {
+		req.Header, body = s.header, e.JSON()
+	}
+	if len(body) == 0 {
+		req.Body = http.NoBody
+		return req
+	}
+	req.ContentLength = int64(len(body))
+	// GetBody lets the transport take another connection when the first was
+	// gone before anything was written to it.
+	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	req.Body, _ = req.GetBody()
+	return req
+}
+
+// binaryHeader gives e's headers in binary mode, or false when e must go in
+// structured mode.
+func (s *Sender) binaryHeader(e *event.Event) (http.Header, bool) {
+	if s.format != Binary || e.HeaderSize() > maxHeader {
+		return nil, false
+	}
+	contentType := e.DataContentType
+	switch {
+	case isCloudEvents(contentType) && !e.DataJSON:
+		return nil, false
+	case isCloudEvents(contentType), contentType == "" && e.DataJSON && e.Data != nil:
+		// Some publishers say application/cloudevents+json of their data
+		// (@azure/eventgrid-namespaces 1.0.0; 2026-11). As the Content-Type of
+		// a request that means structured mode, and the receiver would look
+		// for attributes in the data.
+		contentType = "application/json"
+	}
+	h := make(http.Header, len(s.header)+8+len(e.Extensions))
+	maps.Copy(h, s.header)
+	h.Del("Content-Type")
+	e.Header(h)
+	// e.Header sets it in lower case; one request must not have it twice.
+	delete(h, "content-type")
+	if contentType != "" {
+		h["Content-Type"] = []string{contentType}
+	}
+	return h, true
+}
+
+func isCloudEvents(contentType string) bool {
+	const prefix = "application/cloudevents"
+	s := strings.TrimSpace(contentType)
+	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
+}
+
+// readReply reads the rest of an answer, within limits, so that the connection
+// can be used again, and returns it unless it was a success. If time runs out,
+// stop ends the request and what came so far must do.
+func readReply(resp *http.Response, stop context.CancelFunc) []byte {
+	defer resp.Body.Close()
+	if resp.StatusCode < 200 {
+		return nil // 101: what follows is no answer
+	}
+	defer time.AfterFunc(replyGrace, stop).Stop()
+	if resp.StatusCode < 300 {
+		_, _ = io.CopyN(io.Discard, resp.Body, maxReply) // the status has decided
+		return nil
+	}
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxReply)) // likewise
+	return body
+}
+
+// judge turns an answer into an Attempt.
+func (s *Sender) judge(resp *http.Response, body []byte) deliver.Attempt {
+	a := deliver.Attempt{Status: resp.StatusCode}
+	code := "HTTP " + strconv.Itoa(resp.StatusCode)
+	switch {
+	case a.Status >= 200 && a.Status < 300:
+		a.Outcome = deliver.Delivered
+		return a
+	case a.Status >= 300 && a.Status < 400:
+		// Whoever configured the URL has to follow it: the event and its
+		// credentials are not for any host an answer names.
+		a.Outcome = deliver.Rejected
+		a.Reason = code + ": redirects are not followed" + s.redirectHost(resp)
+		return a
+	case a.Status < 200:
+		// 101 after no request for it. The other 1xx never get here.
+		a.Outcome = deliver.Failed
+		a.Reason = code + ": not an answer to a POST"
+		return a
+	case a.Status >= 500,
+		a.Status == http.StatusRequestTimeout, a.Status == http.StatusTooEarly, a.Status == http.StatusTooManyRequests:
+		a.Outcome = deliver.Failed
+		a.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+	default:
+		a.Outcome = deliver.Rejected
+	}
+	a.Reason = code
+	if text := s.printable(string(body), maxExcerpt); text != "" {
+		a.Reason += ": " + text
+	}
+	return a
+}
+
+func (s *Sender) redirectHost(resp *http.Response) string {
+	location := resp.Header.Get("Location")
+	if location == "" {
+		return ""
+	}
+	u, err := url.Parse(location)
+	if err != nil {
+		return " (its Location is no URL)"
+	}
+	if u.Host == "" {
+		u.Host = s.request.URL.Host
+	}
+	return " (this one leads to " + s.printable(u.Host, 256) + ")"
+}
+
+// parseRetryAfter reads both forms of the header (RFC 9110 §10.2.3), 0 for
+// what is neither or lies in the past. It caps nothing, but what a Duration
+// cannot hold.
+func parseRetryAfter(s string, now time.Time) time.Duration {
+	if s != "" && strings.Trim(s, "0123456789") == "" {
+		const most = int64(math.MaxInt64 / time.Second)
+		n, err := strconv.ParseInt(s, 10, 64)
+		if err != nil || n > most {
+			n = most
+		}
+		return time.Duration(n) * time.Second
+	}
+	t, err := http.ParseTime(s)
+	if err != nil {
+		return 0
+	}
+	return max(t.Sub(now), 0)
+}
+
+func basicAuth(user *url.Userinfo) string {
+	password, _ := user.Password()
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user.Username()+":"+password))
+}
+
+// hide finds the secrets of u and returns what strikes them out of a text,
+// plain or encoded, for the answers that quote their request. Nil means that
+// there are none.
+func hide(u *url.URL) *strings.Replacer {
+	found := map[string]bool{}
+	add := func(s string) {
+		// Something shorter is no secret, and would tear holes into every text.
+		const shortest = 4
+		for _, form := range []string{s, url.QueryEscape(s), url.PathEscape(s), html.EscapeString(s)} {
+			if len(form) >= shortest {
+				found[form] = true
+			}
+		}
+	}
+	add(u.RawQuery)
+	for part := range strings.FieldsFuncSeq(u.RawQuery, func(r rune) bool { return r == '&' || r == ';' }) {
+		name, value, ok := strings.Cut(part, "=")
+		if !ok {
+			value = name // a bare key
+		}
+		add(value)
+		if plain, err := url.QueryUnescape(value); err == nil {
+			add(plain)
+		}
+	}
+	if u.User != nil {
+		add(u.User.String())
+		add(u.User.Username())
+		password, _ := u.User.Password()
+		add(password)
+		add(strings.TrimPrefix(basicAuth(u.User), "Basic "))
+	}
+	if len(found) == 0 {
+		return nil
+	}
+	// The first that matches at a place wins: longer ones go first, or part of
+	// a secret would stay behind another that begins it.
+	forms := slices.SortedFunc(maps.Keys(found), func(a, b string) int {
+		if len(a) != len(b) {
+			return len(b) - len(a)
+		}
+		return strings.Compare(a, b)
+	})
+	var pairs []string
+	for _, form := range forms {
+		pairs = append(pairs, form, "<redacted>")
+	}
+	return strings.NewReplacer(pairs...)
+}
