@@ -257,6 +257,42 @@ func (b *Broker) Health(ctx context.Context) error {
 	return nil
 }
 
+// SubjectCounts counts a stream's messages by subject, for the subjects that
+// match filter.
+func (b *Broker) SubjectCounts(ctx context.Context, stream, filter string) (map[string]uint64, error) {
+	s, err := b.js.Stream(ctx, stream)
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", stream, err)
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(filter))
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", stream, err)
+	}
+	return info.State.Subjects, nil
+}
+
+// StreamUse is how full one stream is.
+type StreamUse struct {
+	Stream   string `json:"stream"`
+	Messages uint64 `json:"messages"`
+	Bytes    uint64 `json:"bytes"`
+	MaxBytes int64  `json:"maxBytes"` // -1: only the store's own limit
+}
+
+// Use tells how full the streams are.
+func (b *Broker) Use(ctx context.Context) ([]StreamUse, error) {
+	var use []StreamUse
+	for _, name := range []string{StreamEvents, StreamRetry, StreamDeadLetters, StreamQuarantine, StreamAttempts, StreamOps} {
+		s, err := b.js.Stream(ctx, name)
+		if err != nil {
+			return nil, fmt.Errorf("stream %s: %w", name, err)
+		}
+		info := s.CachedInfo()
+		use = append(use, StreamUse{name, info.State.Msgs, info.State.Bytes, info.Config.MaxBytes})
+	}
+	return use, nil
+}
+
 // Close closes all connections and stops the embedded server. Whoever uses the
 // Broker stops first.
 func (b *Broker) Close() {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -53,6 +54,21 @@ func DeadLetter(subscriber, cause string) string {
 
 // DeadLetterAll matches all dead letters of a subscriber.
 func DeadLetterAll(subscriber string) string { return subjectDeadLetters + subscriber + ".*" }
+
+// SubscriberOf gives the subscriber from one of the subjects above, empty for
+// any other subject.
+func SubscriberOf(subject string) string {
+	for _, prefix := range []string{subjectRetry + "due.", subjectRetry + "waiting.", subjectDeadLetters} {
+		if rest, ok := strings.CutPrefix(subject, prefix); ok {
+			name, _, _ := strings.Cut(rest, ".")
+			return name
+		}
+	}
+	return ""
+}
+
+// SourceOf gives the source from a subject made by Quarantine.
+func SourceOf(subject string) string { return strings.TrimPrefix(subject, subjectQuarantine) }
 
 // Quarantine is where what a source sent and nobody understood is kept.
 func Quarantine(source string) string { return subjectQuarantine + source }

@@ -105,6 +105,9 @@ func (in *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) { in.mux.Se
 // when the next process is up. Requests under way are finished by the server.
 func (in *Ingress) Stop() { in.stopping.Store(true) }
 
+// Stopping says whether Stop was called.
+func (in *Ingress) Stopping() bool { return in.stopping.Load() }
+
 // handle wraps a handler that returns an error, counts the answer and keeps a
 // panic from costing the process.
 func (in *Ingress) handle(h func(http.ResponseWriter, *http.Request) error) http.Handler {

@@ -459,6 +459,23 @@ func TestStopGivesAttemptsTimeToEnd(t *testing.T) {
 	}
 }
 
+// What other clients put onto our subjects must not stop a subscriber.
+func TestForeignMessagesBecomeDeadLetters(t *testing.T) {
+	r := newRig(t)
+	s := newSender(ok)
+	r.start("a", fastConfig(), s)
+	for _, subject := range []string{"events.x", broker.RetryDue("a")} {
+		if _, err := r.b.JetStream().Publish(t.Context(), subject, []byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.publish(0, 1)
+	waitFor(t, "settlements", func() bool { return r.settled("dead-letter") == 2 && r.settled("delivered") == 1 })
+	if got := r.stored(broker.StreamDeadLetters)["gridfan.deadletters.a.undecodable"]; got != 2 {
+		t.Errorf("%d dead letters, want 2", got)
+	}
+}
+
 func TestMinimiseSubjects(t *testing.T) {
 	tests := []struct{ in, want []string }{
 		{[]string{"events.>"}, []string{"events.>"}},

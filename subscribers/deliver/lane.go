@@ -16,6 +16,7 @@ type delivery struct {
 	message // its content; the broker may have sent a newer copy since
 	lane    *lane
 	origin  origin
+	broken  error // the message is not one of ours
 	// probed is set when it was fetched to find out whether the subscriber is
 	// back: it gives the right to probe to the next one.
 	probed func()
@@ -179,13 +180,8 @@ func (l *lane) room(ctx context.Context) int {
 // given back. It answers false for one that needs no delivery.
 func (l *lane) accept(m message, probed func()) bool {
 	seq := m.sequence()
-	o, err := l.origin(m)
-	if err != nil {
-		// Somebody wrote into our retry lane. Leave it where it is, loudly.
-		l.w.log.Error("message without an origin", "stream", l.stream, "sequence", seq, "error", err)
-		return false
-	}
-	d := &delivery{message: m, handle: m, lane: l, origin: o, probed: probed, lastHold: time.Now()}
+	o, broken := l.origin(m)
+	d := &delivery{message: m, handle: m, lane: l, origin: o, broken: broken, probed: probed, lastHold: time.Now()}
 	l.mu.Lock()
 	if earlier := l.held[seq]; earlier != nil {
 		// It came again while we work on it: a sign of life was late. The

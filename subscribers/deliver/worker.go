@@ -9,6 +9,7 @@ package deliver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -178,8 +179,8 @@ const (
 // deliver makes an attempt, or two, and settles.
 func (w *Worker) deliver(d *delivery) {
 	e, err := event.Decode(d.header(), d.body())
-	if err != nil {
-		w.deadLetter(d, &event.Event{ID: d.header().Get("ce-id")}, causeUndecodable, Attempt{Reason: "not a CloudEvent: " + err.Error()}, d.origin.attempts, 0)
+	if err = errors.Join(d.broken, err); err != nil {
+		w.deadLetter(d, &event.Event{ID: d.header().Get("ce-id")}, causeUndecodable, Attempt{Reason: "not an event of ours: " + err.Error()}, d.origin.attempts, 0)
 		return
 	}
 	attempts := d.origin.attempts

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"reflect"
 	"slices"
 	"time"
@@ -267,8 +266,7 @@ func (b Backlog) Empty() bool { return b == Backlog{} }
 // Backlog counts what name has not got.
 func (r *Registry) Backlog(ctx context.Context, name string) (Backlog, error) {
 	var b Backlog
-	js := r.broker.JetStream()
-	c, err := js.Consumer(ctx, broker.StreamEvents, name)
+	c, err := r.broker.JetStream().Consumer(ctx, broker.StreamEvents, name)
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
 	case err != nil:
@@ -285,27 +283,53 @@ func (r *Registry) Backlog(ctx context.Context, name string) (Backlog, error) {
 		{broker.StreamRetry, broker.RetryDue(name), &b.Retry},
 		{broker.StreamDeadLetters, broker.DeadLetterAll(name), &b.DeadLetters},
 	} {
-		counts, err := r.count(ctx, q.stream, q.subject)
+		counts, err := r.broker.SubjectCounts(ctx, q.stream, q.subject)
 		if err != nil {
 			return b, err
 		}
-		for n := range maps.Values(counts) {
+		for _, n := range counts {
 			*q.n += int(n)
 		}
 	}
 	return b, nil
 }
 
-func (r *Registry) count(ctx context.Context, stream, subject string) (map[string]uint64, error) {
-	s, err := r.broker.JetStream().Stream(ctx, stream)
+// Backlogs counts for all subscribers at once, in a handful of requests
+// however many there are.
+func (r *Registry) Backlogs(ctx context.Context) (map[string]Backlog, error) {
+	all := map[string]Backlog{}
+	add := func(name string, change func(*Backlog)) {
+		b := all[name]
+		change(&b)
+		all[name] = b
+	}
+	s, err := r.broker.JetStream().Stream(ctx, broker.StreamEvents)
 	if err != nil {
 		return nil, err
 	}
-	info, err := s.Info(ctx, jetstream.WithSubjectFilter(subject))
-	if err != nil {
+	consumers := s.ListConsumers(ctx)
+	for info := range consumers.Info() {
+		add(info.Name, func(b *Backlog) { b.Pending += int(info.NumPending) + info.NumAckPending })
+	}
+	if err := consumers.Err(); err != nil {
 		return nil, err
 	}
-	return info.State.Subjects, nil
+	for _, stream := range []string{broker.StreamRetry, broker.StreamDeadLetters} {
+		counts, err := r.broker.SubjectCounts(ctx, stream, ">")
+		if err != nil {
+			return nil, err
+		}
+		for subject, n := range counts {
+			add(broker.SubscriberOf(subject), func(b *Backlog) {
+				if stream == broker.StreamRetry {
+					b.Retry += int(n)
+				} else {
+					b.DeadLetters += int(n)
+				}
+			})
+		}
+	}
+	return all, nil
 }
 
 // Delete removes a subscriber on every replica, with its cursor. When there is

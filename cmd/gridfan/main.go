@@ -1,0 +1,35 @@
+// Command gridfan routes events of Dynamics 365 and Azure Event Grid to many
+// subscribers, each behind its own circuit breaker.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/gridfan/gridfan/cmd/internal/cli"
+)
+
+// version is set by the linker (see Makefile).
+var version = "dev"
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	// The first signal asks to stop in good order; after it the default is back,
+	// so a second one ends the process at once.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	return cli.Main(ctx, os.Args[1:], cli.Env{
+		Out: os.Stdout, Err: os.Stderr, Version: version, Getenv: os.Getenv,
+		OutIsTerminal: isTerminal(os.Stdout),
+	})
+}
+
+// isTerminal says whether f is a screen rather than a pipe or a file.
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"gridfan": func() { os.Exit(run()) }})
+}
+
+// The command line as a user types it: testdata/script.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(e *testscript.Env) error {
+			for _, name := range []string{"PUBLIC", "ADMIN", "NATS", "RECEIVER"} {
+				addr, err := freeAddr()
+				if err != nil {
+					return err
+				}
+				e.Setenv(name, addr)
+			}
+			e.Setenv("GRIDFAN_ADMIN", "http://"+e.Getenv("ADMIN"))
+			e.Setenv("GRIDFAN_INGRESS", "http://"+e.Getenv("PUBLIC"))
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"up":      cmdUp,
+			"expect":  cmdExpect,
+			"receive": cmdReceive,
+		},
+		RequireExplicitExec: true,
+	})
+}
+
+func freeAddr() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
+
+// cmdUp waits until a URL answers 200.
+func cmdUp(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(poll(func() error {
+		resp, err := http.Get(args[0])
+		if err != nil {
+			return err
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s answers %d", args[0], resp.StatusCode)
+		}
+		return nil
+	}))
+}
+
+// cmdExpect runs a command of gridfan until it prints what a pattern matches.
+func cmdExpect(ts *testscript.TestScript, _ bool, args []string) {
+	pattern, err := regexp.Compile(args[0])
+	ts.Check(err)
+	ts.Check(poll(func() error {
+		if err := ts.Exec(args[1], args[2:]...); err != nil {
+			return err
+		}
+		if !pattern.MatchString(ts.ReadFile("stdout")) {
+			return fmt.Errorf("no match for %q", pattern)
+		}
+		return nil
+	}))
+}
+
+// cmdReceive starts an endpoint that takes every event, on $RECEIVER.
+func cmdReceive(ts *testscript.TestScript, _ bool, _ []string) {
+	l, err := net.Listen("tcp", ts.Getenv("RECEIVER"))
+	ts.Check(err)
+	s := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+	go s.Serve(l) // it ends with Close
+	ts.Defer(func() { s.Close() })
+}
+
+// poll repeats f until it succeeds, for at most half a minute.
+func poll(f func() error) error {
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := f()
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond) // sleep: polling with a deadline
+	}
+}

@@ -1,0 +1,84 @@
+// Package admin is the admin API: what the operator asks and orders. The same
+// package holds its client, so that both sides share one set of types.
+package admin
+
+import (
+	"time"
+
+	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/registry"
+)
+
+// Status is the answer to GET /api/v1/status.
+type Status struct {
+	Version     string         `json:"version"`
+	Instance    string         `json:"instance"`
+	Started     time.Time      `json:"started"`
+	Healthy     bool           `json:"healthy"`
+	Problem     string         `json:"problem,omitempty"`
+	Broker      BrokerStatus   `json:"broker"`
+	Sources     []SourceStatus `json:"sources"`
+	Subscribers []Subscriber   `json:"subscribers"`
+}
+
+// BrokerStatus tells what events are kept on.
+type BrokerStatus struct {
+	Embedded bool `json:"embedded"`
+	// URL is where NATS clients connect; empty if nowhere.
+	URL string `json:"url,omitempty"`
+	// Durability says what an answer of 200 promises.
+	Durability string             `json:"durability"`
+	Streams    []broker.StreamUse `json:"streams"`
+}
+
+// SourceStatus is a source with what it has in quarantine.
+type SourceStatus struct {
+	ingress.SourceStatus
+	// InQuarantine counts the entries there now, whenever they came.
+	InQuarantine int `json:"inQuarantine"`
+}
+
+// Subscriber is a subscriber as people see it: no secrets.
+type Subscriber struct {
+	Definition registry.Definition `json:"definition"`
+	Origin     registry.Origin     `json:"origin"`
+	Created    time.Time           `json:"created"`
+	// State is active, paused or parked.
+	State   string           `json:"state"`
+	Backlog registry.Backlog `json:"backlog"`
+	// Breaker is how this process sees the subscriber; nil without a worker.
+	Breaker *deliver.BreakerStatus `json:"breaker,omitempty"`
+}
+
+// The states of a subscriber.
+const (
+	Active = "active"
+	Paused = "paused" // by an operator
+	Parked = "parked" // the configuration file no longer declares it
+)
+
+// Deleted is the answer to DELETE /api/v1/subscribers/{name}.
+type Deleted struct {
+	Discarded registry.Backlog `json:"discarded"`
+}
+
+// Problem is every error's body (RFC 9457). Code is stable.
+type Problem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
+	Code   string `json:"code"`
+	// Errors lists each thing that is wrong with a definition.
+	Errors []string `json:"errors,omitempty"`
+}
+
+func (p *Problem) Error() string {
+	s := p.Detail
+	for _, e := range p.Errors {
+		s += "\n  " + e
+	}
+	return s
+}

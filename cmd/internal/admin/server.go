@@ -1,0 +1,310 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/subscribers/registry"
+)
+
+// Parts are what the API speaks for.
+type Parts struct {
+	Version  string
+	Started  time.Time
+	Broker   *broker.Broker
+	Ingress  *ingress.Ingress
+	Registry *registry.Registry
+	Fleet    *registry.Fleet
+	Gatherer prometheus.Gatherer
+	Log      *slog.Logger
+}
+
+// NewHandler serves the admin listener. An empty token lets everybody in who
+// reaches it, which then must be this machine alone.
+func NewHandler(p Parts, token secret.String) http.Handler {
+	s := &server{p}
+	api := http.NewServeMux()
+	api.Handle("GET /api/v1/status", handle(s.status))
+	api.Handle("GET /api/v1/subscribers", handle(s.list))
+	api.Handle("GET /api/v1/subscribers/{name}", handle(s.show))
+	api.Handle("PUT /api/v1/subscribers/{name}", handle(s.put))
+	api.Handle("DELETE /api/v1/subscribers/{name}", handle(s.delete))
+	api.Handle("POST /api/v1/subscribers/{name}/pause", handle(s.pause(true)))
+	api.Handle("POST /api/v1/subscribers/{name}/resume", handle(s.pause(false)))
+	api.Handle("GET /metrics", promhttp.HandlerFor(p.Gatherer, promhttp.HandlerOpts{}))
+	api.Handle("/", handle(func(http.ResponseWriter, *http.Request) (any, error) {
+		return nil, problem(http.StatusNotFound, "not-found", "there is nothing at this path; the API is under /api/v1/, see docs/admin-api.md")
+	}))
+
+	// A browser on this machine must not be made to order things by a page
+	// from elsewhere.
+	protected := http.NewCrossOriginProtection().Handler(api)
+	all := http.NewServeMux()
+	all.Handle("/", guard(token, protected))
+	Probes(all, p.Broker, func() bool { return false })
+	return all
+}
+
+// Probes adds the health endpoints, which need no key and tell no secret.
+// stopping makes /readyz say no.
+func Probes(mux *http.ServeMux, b *broker.Broker, stopping func() bool) {
+	plain := func(w http.ResponseWriter, code int, text string) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.WriteHeader(code)
+		_, _ = io.WriteString(w, text+"\n") // the prober is gone if this fails
+	}
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+		plain(w, http.StatusOK, "ok")
+	})
+	// Ready means able to answer HTTP. It does not ask the broker: handshakes
+	// are answered without one, and events with 503.
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if stopping() {
+			plain(w, http.StatusServiceUnavailable, "stopping")
+			return
+		}
+		plain(w, http.StatusOK, "ok")
+	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		if err := b.Health(r.Context()); err != nil {
+			plain(w, http.StatusServiceUnavailable, err.Error())
+			return
+		}
+		plain(w, http.StatusOK, "ok")
+	})
+}
+
+// guard asks for the token. Without one it takes only requests that were
+// addressed to this machine by a name of its own, so that a page whose host
+// name was pointed here cannot read anything.
+func guard(token secret.String, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if token.IsZero() {
+			host, _, err := net.SplitHostPort(r.Host)
+			if err != nil {
+				host = r.Host
+			}
+			if ip := net.ParseIP(strings.Trim(host, "[]")); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+				writeProblem(w, problem(http.StatusForbidden, "wrong-host", "without a token the admin API answers only to localhost and loopback addresses"))
+				return
+			}
+		} else if scheme, sent, _ := strings.Cut(r.Header.Get("Authorization"), " "); !strings.EqualFold(scheme, "Bearer") || !token.Equal(strings.TrimSpace(sent)) {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="gridfan"`)
+			writeProblem(w, problem(http.StatusUnauthorized, "unauthorized", "send the admin token as Authorization: Bearer …; the CLI takes it from GRIDFAN_ADMIN_TOKEN"))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+type server struct{ Parts }
+
+func (s *server) status(_ http.ResponseWriter, r *http.Request) (any, error) {
+	ctx := r.Context()
+	st := Status{
+		Version: s.Version, Instance: broker.Instance(), Started: s.Started, Healthy: true,
+		Broker: BrokerStatus{Embedded: s.Broker.Embedded(), URL: s.Broker.URL(), Durability: durability(s.Broker)},
+	}
+	if err := s.Broker.Health(ctx); err != nil {
+		// What does not need the broker is told all the same.
+		st.Healthy, st.Problem = false, err.Error()
+		for _, src := range s.Ingress.Status() {
+			st.Sources = append(st.Sources, SourceStatus{SourceStatus: src})
+		}
+		st.Subscribers = []Subscriber{}
+		return st, nil
+	}
+	var err error
+	if st.Broker.Streams, err = s.Broker.Use(ctx); err != nil {
+		return nil, err
+	}
+	held, err := s.Broker.SubjectCounts(ctx, broker.StreamQuarantine, broker.Quarantine("*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, src := range s.Ingress.Status() {
+		st.Sources = append(st.Sources, SourceStatus{src, int(held[broker.Quarantine(src.Name)])})
+	}
+	st.Subscribers, err = s.subscribers(ctx)
+	return st, err
+}
+
+func durability(b *broker.Broker) string {
+	if b.Embedded() {
+		return "every event is on the disk before its sender is answered"
+	}
+	return "as the external broker is configured; set sync_interval: always on every server"
+}
+
+func (s *server) subscribers(ctx context.Context) ([]Subscriber, error) {
+	entries, err := s.Registry.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	backlogs, err := s.Registry.Backlogs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]Subscriber, 0, len(entries))
+	for _, e := range entries {
+		list = append(list, s.view(e, backlogs[e.Definition.Name]))
+	}
+	return list, nil
+}
+
+func (s *server) view(e registry.Entry, b registry.Backlog) Subscriber {
+	v := Subscriber{Definition: e.Definition.Redacted(), Origin: e.Origin, Created: e.Created, State: Active, Backlog: b}
+	switch {
+	case e.Orphaned:
+		v.State = Parked
+	case e.Paused:
+		v.State = Paused
+	}
+	if br, ok := s.Fleet.Breaker(e.Definition.Name); ok {
+		v.Breaker = &br
+	}
+	return v
+}
+
+func (s *server) list(_ http.ResponseWriter, r *http.Request) (any, error) {
+	list, err := s.subscribers(r.Context())
+	return map[string]any{"subscribers": list}, err
+}
+
+func (s *server) one(ctx context.Context, e registry.Entry) (any, error) {
+	b, err := s.Registry.Backlog(ctx, e.Definition.Name)
+	return s.view(e, b), err
+}
+
+func (s *server) show(_ http.ResponseWriter, r *http.Request) (any, error) {
+	e, err := s.Registry.Get(r.Context(), r.PathValue("name"))
+	if err != nil {
+		return nil, err
+	}
+	return s.one(r.Context(), e)
+}
+
+// maxDefinition is far above any real definition.
+const maxDefinition = 256 << 10
+
+func (s *server) put(w http.ResponseWriter, r *http.Request) (any, error) {
+	var d registry.Definition
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxDefinition))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&d); err != nil {
+		return nil, problem(http.StatusBadRequest, "bad-definition", "the body is no subscriber definition: "+err.Error())
+	}
+	if name := r.PathValue("name"); d.Name == "" {
+		d.Name = name
+	} else if d.Name != name {
+		return nil, problem(http.StatusBadRequest, "bad-definition", "the name in the body is not the one in the path")
+	}
+	if err := d.Validate(); err != nil {
+		return nil, &Problem{
+			Type: "about:blank", Title: http.StatusText(http.StatusBadRequest), Status: http.StatusBadRequest,
+			Code: "bad-definition", Detail: "the definition is not valid", Errors: strings.Split(err.Error(), "\n"),
+		}
+	}
+	e, err := s.Registry.Add(r.Context(), d)
+	if err != nil {
+		return nil, err
+	}
+	s.Log.Info("subscriber added", "subscriber", d.Name, "subjects", d.Subjects, "start", d.Start)
+	return s.one(r.Context(), e)
+}
+
+func (s *server) delete(_ http.ResponseWriter, r *http.Request) (any, error) {
+	discard := false
+	if v := r.URL.Query().Get("discard"); v != "" {
+		var err error
+		if discard, err = strconv.ParseBool(v); err != nil {
+			return nil, problem(http.StatusBadRequest, "bad-parameter", "discard: want true or false")
+		}
+	}
+	b, err := s.Registry.Delete(r.Context(), r.PathValue("name"), discard)
+	if err != nil {
+		return nil, err
+	}
+	return Deleted{Discarded: b}, nil
+}
+
+func (s *server) pause(paused bool) func(http.ResponseWriter, *http.Request) (any, error) {
+	return func(_ http.ResponseWriter, r *http.Request) (any, error) {
+		e, err := s.Registry.SetPaused(r.Context(), r.PathValue("name"), paused)
+		if err != nil {
+			return nil, err
+		}
+		return s.one(r.Context(), e)
+	}
+}
+
+// handle writes what h returns as JSON, and its error as a problem.
+func handle(h func(http.ResponseWriter, *http.Request) (any, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 20*time.Second)
+		defer cancel()
+		v, err := h(w, r.WithContext(ctx))
+		if err != nil {
+			writeProblem(w, asProblem(err))
+			return
+		}
+		b, err := json.MarshalIndent(v, "", "  ")
+		if err != nil {
+			writeProblem(w, asProblem(err))
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(append(b, '\n')) // the caller is gone if this fails
+	})
+}
+
+func problem(status int, code, detail string) *Problem {
+	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Code: code, Detail: detail}
+}
+
+// asProblem gives an error its status and code.
+func asProblem(err error) *Problem {
+	var p *Problem
+	if errors.As(err, &p) {
+		return p
+	}
+	for _, known := range []struct {
+		err    error
+		status int
+		code   string
+		fix    string
+	}{
+		{registry.ErrNotFound, http.StatusNotFound, "no-such-subscriber", "see gridfan subscribers list"},
+		{registry.ErrFileDeclared, http.StatusConflict, "file-declared", "edit the file and restart"},
+		{registry.ErrExists, http.StatusConflict, "subscriber-exists", "choose another name, or delete that one first"},
+		{registry.ErrBacklog, http.StatusConflict, "backlog", "let them be delivered, or say that they may go: --discard (API: ?discard=true)"},
+	} {
+		if errors.Is(err, known.err) {
+			return problem(known.status, known.code, fmt.Sprintf("%v; %s", err, known.fix))
+		}
+	}
+	return problem(http.StatusServiceUnavailable, "unavailable", err.Error())
+}
+
+func writeProblem(w http.ResponseWriter, p *Problem) {
+	b, _ := json.Marshal(p) // strings and numbers: it cannot fail
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(p.Status)
+	_, _ = w.Write(append(b, '\n'))
+}

@@ -1,0 +1,236 @@
+// Package app wires the parts of gridfan together, starts them in the order of
+// the flow and stops them in the same order: listeners first, so that nothing
+// new comes in, then workers, then the broker's connection.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/gridfan/gridfan/cmd/internal/admin"
+	"github.com/gridfan/gridfan/cmd/internal/config"
+	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/infra/telemetry"
+	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/router/publish"
+	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/webhook"
+)
+
+// Options are what a start needs besides the configuration.
+type Options struct {
+	Version string
+	Log     *slog.Logger
+	// Grace is how long attempts under way may take when gridfan stops; longer
+	// ones are made again by the next start. Default 20 s: container platforms
+	// kill after 30.
+	Grace time.Duration
+}
+
+// App is a running gridfan.
+type App struct {
+	opts   Options
+	log    *slog.Logger
+	broker *broker.Broker
+
+	public, admin net.Listener
+	failed        chan error // a listener that ended by itself
+	stops         []stopStep
+}
+
+type stopStep struct {
+	name string
+	stop func(context.Context) error
+}
+
+// New starts everything. When it returns without an error, both listeners
+// answer and every subscriber is served. The caller calls Stop.
+func New(ctx context.Context, cfg *config.Config, opts Options) (*App, error) {
+	if opts.Grace == 0 {
+		opts.Grace = 20 * time.Second
+	}
+	a := &App{opts: opts, log: opts.Log, failed: make(chan error, 2)}
+	if err := a.start(ctx, cfg); err != nil {
+		// What had started is stopped again.
+		return nil, errors.Join(err, a.Stop())
+	}
+	return a, nil
+}
+
+// start is deliberately one straight line: it is the map of the program.
+// Steps push how they are undone; Stop undoes the last one first.
+func (a *App) start(ctx context.Context, cfg *config.Config) error {
+	started := time.Now()
+	for _, w := range cfg.Warnings {
+		a.log.Warn(w.String())
+	}
+
+	// Addresses first: a taken one should show before anything is written.
+	var err error
+	if a.public, err = net.Listen("tcp", cfg.Listen.Public); err != nil {
+		return fmt.Errorf("listen.public.addr: %w", err)
+	}
+	a.onStop("public listener", func(context.Context) error { return ignoreClosed(a.public.Close()) })
+	if a.admin, err = net.Listen("tcp", cfg.Listen.Admin); err != nil {
+		return fmt.Errorf("listen.admin.addr: %w", err)
+	}
+	a.onStop("admin listener", func(context.Context) error { return ignoreClosed(a.admin.Close()) })
+
+	a.broker, err = broker.Open(ctx, cfg.Broker, a.log)
+	if err != nil {
+		return err
+	}
+	a.onStop("broker", func(context.Context) error { a.broker.Close(); return nil })
+	if !a.broker.Embedded() {
+		a.log.Warn("an external broker decides itself when messages are on its disks; a power cut is survived only with sync_interval: always on every server", "url", a.broker.URL())
+	}
+
+	metrics := telemetry.NewRegistry(a.opts.Version)
+	recorder, err := deliver.NewRecorder(ctx, a.broker, a.log)
+	if err != nil {
+		return err
+	}
+	a.onStop("recorder", func(context.Context) error { recorder.Close(); return nil })
+
+	subscribers, err := registry.Open(ctx, a.broker, a.log)
+	if err != nil {
+		return err
+	}
+	if err := subscribers.Sweep(ctx); err != nil {
+		return fmt.Errorf("clear deleted subscribers: %w", err)
+	}
+	if err := subscribers.SyncFile(ctx, cfg.Subscribers); err != nil {
+		return err
+	}
+	metrics.MustRegister(registry.NewBacklogMetrics(subscribers, a.log))
+	fleet, err := registry.StartFleet(ctx, subscribers, deliver.Parts{
+		Broker: a.broker, Recorder: recorder, Metrics: deliver.NewMetrics(metrics), Log: a.log,
+	}, a.newSender, a.log)
+	if err != nil {
+		return err
+	}
+	a.onStop("subscribers", func(context.Context) error { fleet.Stop(a.opts.Grace); return nil })
+
+	publisher, err := publish.New(ctx, a.broker)
+	if err != nil {
+		return err
+	}
+	in := ingress.New(ingress.Config{Sources: cfg.Sources, Since: started}, publisher,
+		ingress.NewMetrics(metrics), a.broker.Report, a.log)
+
+	probes := http.NewServeMux()
+	admin.Probes(probes, a.broker, in.Stopping)
+	a.serve("public", a.public, &http.Server{
+		Handler: withProbes(probes, in),
+		// A sender that dawdles over its headers or body holds a connection
+		// and no more: Event Grid itself gives up after 30 seconds.
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       60 * time.Second,
+		WriteTimeout:      90 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		// Event Grid can add ten headers of 4 KiB.
+		MaxHeaderBytes: 64 << 10,
+	})
+	a.onStop("ingress", func(context.Context) error { in.Stop(); return nil })
+	a.serve("admin", a.admin, &http.Server{
+		Handler: admin.NewHandler(admin.Parts{
+			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in,
+			Registry: subscribers, Fleet: fleet, Gatherer: metrics, Log: a.log,
+		}, cfg.Listen.AdminToken),
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      60 * time.Second,
+	})
+
+	a.log.Info("gridfan is up", "version", a.opts.Version,
+		"ingress", a.public.Addr().String(), "admin", a.admin.Addr().String(), "nats", a.broker.URL(),
+		"sources", len(cfg.Sources), "took", time.Since(started).Round(time.Millisecond))
+	return nil
+}
+
+// withProbes serves the probes beside the ingress. All other paths reach the
+// ingress as they came: ServeMux would answer one with double slashes by a
+// redirect, which stock Azure clients take for success.
+func withProbes(probes, in http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/livez", "/readyz", "/healthz":
+			probes.ServeHTTP(w, r)
+		default:
+			in.ServeHTTP(w, r)
+		}
+	})
+}
+
+// newSender makes the way out that a definition asks for.
+func (a *App) newSender(d registry.Definition) (deliver.Sender, error) {
+	return webhook.New(*d.Deliver.Webhook, webhook.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version})
+}
+
+func (a *App) serve(name string, l net.Listener, s *http.Server) {
+	s.ErrorLog = slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)
+	go func() {
+		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			a.failed <- fmt.Errorf("%s listener: %w", name, err)
+		}
+	}()
+	a.onStop(name+" server", func(ctx context.Context) error {
+		if err := s.Shutdown(ctx); err != nil {
+			return errors.Join(err, s.Close())
+		}
+		return nil
+	})
+}
+
+func (a *App) onStop(name string, stop func(context.Context) error) {
+	a.stops = append(a.stops, stopStep{name, stop})
+}
+
+// Wait returns when ctx ends, or with the error of a part that failed.
+func (a *App) Wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-a.failed:
+		return err
+	}
+}
+
+// Stop stops everything, last started first, and joins what went wrong.
+func (a *App) Stop() error {
+	start := time.Now()
+	var errs []error
+	for i := len(a.stops) - 1; i >= 0; i-- {
+		step := a.stops[i]
+		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+		if err := step.stop(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("stop %s: %w", step.name, err))
+		}
+		cancel()
+	}
+	a.stops = nil
+	a.log.Info("gridfan has stopped", "took", time.Since(start).Round(time.Millisecond))
+	return errors.Join(errs...)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// PublicAddr is where events are posted.
+func (a *App) PublicAddr() string { return a.public.Addr().String() }
+
+// AdminAddr is where the admin API answers.
+func (a *App) AdminAddr() string { return a.admin.Addr().String() }
+
+// BrokerURL is where NATS clients connect; empty if nowhere.
+func (a *App) BrokerURL() string { return a.broker.URL() }

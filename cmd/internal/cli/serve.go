@@ -1,0 +1,84 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gridfan/gridfan/cmd/internal/app"
+	"github.com/gridfan/gridfan/cmd/internal/config"
+	"github.com/gridfan/gridfan/infra/telemetry"
+)
+
+func newServe(env Env) *cobra.Command {
+	var file, data, format, level string
+	c := &cobra.Command{
+		Use:   "serve -c FILE",
+		Short: "Run the router and its subscribers",
+		Long: `serve runs everything that the configuration file declares, until SIGTERM or
+Ctrl-C: it then refuses new events (senders repeat them), lets deliveries under
+way end, and exits with 0. What was accepted is delivered by the next start.`,
+		Example: "  gridfan serve -c gridfan.yaml --data /var/lib/gridfan",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := telemetry.NewLogger(env.Err, format, level)
+			if err != nil {
+				return err
+			}
+			cfg, err := config.Load(file)
+			if err != nil {
+				return err
+			}
+			if data != "" {
+				if cfg.Broker.URL != "" {
+					return fmt.Errorf("--data: the configuration names an external broker (broker.url), which keeps the data")
+				}
+				cfg.Broker.Dir = data
+			}
+			a, err := app.New(cmd.Context(), cfg, app.Options{Version: env.Version, Log: log})
+			if err != nil {
+				return failed(err)
+			}
+			err = a.Wait(cmd.Context())
+			if err == nil {
+				log.Info("stopping: new events are refused, deliveries under way may end")
+			}
+			if stopErr := a.Stop(); err == nil {
+				err = stopErr
+			}
+			return failed(err)
+		},
+	}
+	c.Flags().StringVarP(&file, "config", "c", "", "the configuration file")
+	_ = c.MarkFlagRequired("config") // it fails only for an unknown flag
+	c.Flags().StringVar(&data, "data", "", "where the embedded broker stores events; overrides broker.embedded.dir")
+	c.Flags().StringVar(&format, "log-format", "text", "text or json")
+	c.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	return c
+}
+
+func newConfig(env Env) *cobra.Command {
+	var file string
+	check := &cobra.Command{
+		Use:     "check -c FILE",
+		Short:   "Say what is wrong in a configuration file",
+		Long:    "check reads a configuration file as serve does, references included, and reports\neverything that is wrong in it, each with file, line and column. It exits with 2\nif there is anything.",
+		Example: "  gridfan config check -c gridfan.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			cfg, err := config.Load(file)
+			if err != nil {
+				return err
+			}
+			for _, w := range cfg.Warnings {
+				fmt.Fprintln(env.Err, "warning:", w)
+			}
+			_, err = fmt.Fprintf(env.Out, "%s is fine: %s, %s\n", file,
+				plural(len(cfg.Sources), "source"), plural(len(cfg.Subscribers), "subscriber"))
+			return failed(err)
+		},
+	}
+	check.Flags().StringVarP(&file, "config", "c", "", "the configuration file")
+	_ = check.MarkFlagRequired("config") // it fails only for an unknown flag
+	return group(&cobra.Command{Use: "config", Short: "Look at a configuration file"}, check)
+}

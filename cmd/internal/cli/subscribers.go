@@ -1,0 +1,325 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gridfan/gridfan/cmd/internal/admin"
+	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/webhook"
+)
+
+func newSubscribe(env Env) *cobra.Command {
+	var d registry.Definition
+	var hook webhook.Config
+	var format, start, timeout string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "subscribe NAME --subject PATTERN --url URL",
+		Short: "Add a subscriber to a running gridfan",
+		Long: `subscribe adds a downstream system: every event whose subject matches one of
+the patterns is posted to the URL from now on, on every replica, without a
+restart. The same call once more changes nothing.
+
+A pattern is a NATS subject: * stands for one token, > for the rest.
+  events.fno.*.usmf.>                          all business events of company usmf
+  events.fno.prod.*.PurchaseOrderConfirmed     one event, all companies
+  events.eventgrid.files.>                     everything of one source
+  events.>                                     everything`,
+		Example: `  gridfan subscribe warehouse --subject 'events.fno.*.usmf.>' --url https://wms.example.com/events
+  gridfan subscribe audit --subject 'events.>' --url http://127.0.0.1:9000/ --format cloudevents-binary --start beginning`,
+		Args: exactly("NAME"),
+	}
+	client := adminFlags(c, env)
+	c.Flags().StringArrayVar(&d.Subjects, "subject", nil, "subject pattern; may be given several times")
+	c.Flags().StringVar(&hook.URL, "url", "", "http or https URL that events are posted to")
+	c.Flags().StringVar(&format, "format", string(webhook.Structured), "cloudevents (one JSON object) or cloudevents-binary (attributes as headers)")
+	c.Flags().StringVar(&start, "start", string(registry.Now), "now, or beginning for everything still stored")
+	c.Flags().IntVar(&d.Limits.Concurrency, "concurrency", 0, "posts at once (default 8)")
+	c.Flags().StringVar(&timeout, "timeout", "", "deadline of one post (default 30s)")
+	c.Flags().BoolVar(&asJSON, "json", false, "print the subscriber as JSON")
+	for _, name := range []string{"subject", "url"} {
+		_ = c.MarkFlagRequired(name) // it fails only for an unknown flag
+	}
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		d.Name = args[0]
+		d.Start, hook.Format = registry.Start(start), webhook.Format(format)
+		d.Deliver.Webhook = &hook
+		if timeout != "" {
+			t, err := deliver.ParseDuration(timeout)
+			if err != nil {
+				return fmt.Errorf("--timeout: %w", err)
+			}
+			d.Limits.Timeout = deliver.Duration(t)
+		}
+		if err := d.Validate(); err != nil {
+			return err
+		}
+		s, err := client().Subscribe(cmd.Context(), d)
+		if err != nil {
+			return failed(err)
+		}
+		if asJSON {
+			return printJSON(env.Out, s)
+		}
+		from := "every matching event accepted from now on"
+		if d.Start == registry.Beginning {
+			from = "every matching event still stored and from now on"
+		}
+		_, err = fmt.Fprintf(env.Out, "%s gets %s\n  subjects  %s\n  url       %s\nSee how it is doing:  gridfan subscribers show %s\n",
+			d.Name, from, strings.Join(d.Subjects, ", "), secret.URL(hook.URL), d.Name)
+		return failed(err)
+	}
+	return c
+}
+
+func newSubscribers(env Env) *cobra.Command {
+	return group(&cobra.Command{Use: "subscribers", Short: "List, show, pause, resume and delete subscribers", Aliases: []string{"subscriber"}},
+		newList(env), newShow(env), newPause(env, true), newPause(env, false), newDelete(env))
+}
+
+func newList(env Env) *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "list", Short: "List the subscribers",
+		Long:    "list shows every subscriber with its subjects, its state and what it has not got.",
+		Example: "  gridfan subscribers list --json",
+		Args:    cobra.NoArgs,
+	}
+	client := adminFlags(c, env)
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		list, err := client().Subscribers(cmd.Context())
+		if err != nil {
+			return failed(err)
+		}
+		if asJSON {
+			return printJSON(env.Out, list)
+		}
+		if len(list) == 0 {
+			_, err := fmt.Fprintln(env.Out, "No subscribers yet. Add one:  gridfan subscribe NAME --subject 'events.>' --url URL")
+			return failed(err)
+		}
+		return failed(writeSubscribers(env, list, time.Now()))
+	}
+	return c
+}
+
+func newShow(env Env) *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "show NAME", Short: "Show one subscriber",
+		Long:    "show tells everything about one subscriber: what it wants, how it is served, how it is\ndoing, and what it has not got.",
+		Example: "  gridfan subscribers show warehouse",
+		Args:    exactly("NAME"),
+	}
+	client := adminFlags(c, env)
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		s, err := client().Subscriber(cmd.Context(), args[0])
+		if err != nil {
+			return failed(err)
+		}
+		if asJSON {
+			return printJSON(env.Out, s)
+		}
+		return failed(writeSubscriber(env.Out, *s, time.Now()))
+	}
+	return c
+}
+
+func newPause(env Env, paused bool) *cobra.Command {
+	var asJSON bool
+	verb, long := "resume", "resume lets a paused subscriber have its events again, those held back first."
+	if paused {
+		verb, long = "pause", "pause holds a subscriber's events back, on every replica and over restarts. Posts\nunder way end; nothing is lost."
+	}
+	c := &cobra.Command{
+		Use: verb + " NAME", Short: strings.ToUpper(verb[:1]) + verb[1:] + " a subscriber", Long: long,
+		Example: "  gridfan subscribers " + verb + " warehouse",
+		Args:    exactly("NAME"),
+	}
+	client := adminFlags(c, env)
+	c.Flags().BoolVar(&asJSON, "json", false, "print the subscriber as JSON")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		s, err := client().SetPaused(cmd.Context(), args[0], paused)
+		if err != nil {
+			return failed(err)
+		}
+		if asJSON {
+			return printJSON(env.Out, s)
+		}
+		text := fmt.Sprintf("%s is resumed; %s to go\n", args[0], plural(s.Backlog.Pending+s.Backlog.Retry, "event"))
+		if paused {
+			text = fmt.Sprintf("%s is paused; its events wait. Go on:  gridfan subscribers resume %s\n", args[0], args[0])
+		}
+		_, err = io.WriteString(env.Out, text)
+		return failed(err)
+	}
+	return c
+}
+
+func newDelete(env Env) *cobra.Command {
+	var asJSON, discard bool
+	c := &cobra.Command{
+		Use: "delete NAME", Short: "Delete a subscriber",
+		Long: `delete removes a subscriber from every replica. If there are events it has not
+got, or dead letters, it refuses, unless --discard says that they may go.
+
+A subscriber that the configuration file declares is removed from the file
+first; that parks it, and then it can be deleted.`,
+		Example: "  gridfan subscribers delete audit --discard",
+		Args:    exactly("NAME"),
+	}
+	client := adminFlags(c, env)
+	c.Flags().BoolVar(&asJSON, "json", false, "print what was discarded as JSON")
+	c.Flags().BoolVar(&discard, "discard", false, "discard what it has not got, and its dead letters")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		d, err := client().Delete(cmd.Context(), args[0], discard)
+		if err != nil {
+			return failed(err)
+		}
+		if asJSON {
+			return printJSON(env.Out, d)
+		}
+		_, err = fmt.Fprintf(env.Out, "%s is deleted; discarded: %d pending, %d in retry, %s\n", args[0],
+			d.Discarded.Pending, d.Discarded.Retry, plural(d.Discarded.DeadLetters, "dead letter"))
+		return failed(err)
+	}
+	return c
+}
+
+// exactly wants one argument and names it when it is missing.
+func exactly(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch len(args) {
+		case 0:
+			return fmt.Errorf("%q needs a %s", cmd.CommandPath(), what)
+		case 1:
+			return nil
+		}
+		return fmt.Errorf("%q takes one %s, got %d", cmd.CommandPath(), what, len(args))
+	}
+}
+
+// writeSubscribers prints the table that status and list share.
+func writeSubscribers(env Env, list []admin.Subscriber, now time.Time) error {
+	w := tabwriter.NewWriter(env.Out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "SUBSCRIBER\tPENDING\tRETRY\tDEAD\tDOING\tSUBJECTS")
+	for _, s := range list {
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\t%s\n", s.Definition.Name,
+			s.Backlog.Pending, s.Backlog.Retry, s.Backlog.DeadLetters,
+			doing(s, now), strings.Join(s.Definition.Subjects, " "))
+	}
+	return w.Flush()
+}
+
+// doing tells in words how a subscriber is doing.
+func doing(s admin.Subscriber, now time.Time) string {
+	switch {
+	case s.State == admin.Paused:
+		return "paused"
+	case s.State == admin.Parked:
+		return "parked: no longer in the file"
+	case s.Breaker == nil:
+		return "starting"
+	}
+	return breakerWords(*s.Breaker, s.Backlog, now)
+}
+
+// breakerWords is a breaker as one says it to a colleague.
+func breakerWords(b deliver.BreakerStatus, backlog registry.Backlog, now time.Time) string {
+	if b.State == "closed" {
+		if b.Failures > 0 {
+			return fmt.Sprintf("closed, last %s failed (%s)", plural(b.Failures, "attempt"), b.LastError)
+		}
+		return "closed"
+	}
+	words := []string{
+		fmt.Sprintf("%s %s", b.State, roughly(now.Sub(b.Since))),
+		fmt.Sprintf("%s (%s)", plural(b.Failures, "failure"), b.LastError),
+	}
+	if b.NextProbe != nil {
+		words = append(words, "next probe in "+roughly(b.NextProbe.Sub(now)))
+	}
+	return strings.Join(append(words, fmt.Sprintf("%d parked", backlog.Pending+backlog.Retry)), ", ")
+}
+
+// roughly rounds a duration to what one would say.
+func roughly(d time.Duration) string {
+	switch d = max(0, d); {
+	case d < time.Second:
+		return "1 s"
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()+0.5))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()+0.5))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()+0.5))
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24+0.5))
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
+	d := s.Definition
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+	row("name", "%s", d.Name)
+	row("declared", "%s", map[registry.Origin]string{registry.FromFile: "in the configuration file", registry.FromAPI: "by API"}[s.Origin])
+	row("subjects", "%s", strings.Join(d.Subjects, "  "))
+	if h := d.Deliver.Webhook; h != nil {
+		row("url", "%s", h.URL)
+		row("format", "%s", h.Format)
+	}
+	row("doing", "%s", doing(s, now))
+	row("pending", "%d", s.Backlog.Pending)
+	row("retry", "%d", s.Backlog.Retry)
+	row("dead letters", "%d", s.Backlog.DeadLetters)
+	row("concurrency", "%d", d.Limits.Concurrency)
+	row("timeout", "%s", d.Limits.Timeout)
+	var waits []string
+	for _, wait := range d.Retry.Schedule {
+		waits = append(waits, wait.String())
+	}
+	row("retry after", "%s, then dead letter", strings.Join(waits, " "))
+	row("breaker", "opens after %d failures in a row, for %s growing to %s", d.Breaker.Failures, d.Breaker.OpenFor, d.Breaker.MaxOpenFor)
+	row("since", "%s", s.Created.Local().Format(time.DateTime))
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if next := nextStep(s); next != "" {
+		_, err := fmt.Fprintln(out, "\n"+next)
+		return err
+	}
+	return nil
+}
+
+// nextStep says what to do about a subscriber that needs something.
+func nextStep(s admin.Subscriber) string {
+	name := s.Definition.Name
+	switch {
+	case s.State == admin.Paused:
+		return "Its events wait. Go on:  gridfan subscribers resume " + name
+	case s.State == admin.Parked:
+		return "Declare it in the configuration file again, or:  gridfan subscribers delete " + name
+	case s.Breaker != nil && s.Breaker.State != "closed":
+		return "Its endpoint does not take events; they wait and go out by themselves once it does.\nNothing is needed here: look at the endpoint."
+	case s.Backlog.DeadLetters > 0:
+		return fmt.Sprintf("Look at its dead letters:  nats stream get DEADLETTERS --last-for 'gridfan.deadletters.%s.*'", name)
+	}
+	return ""
+}
