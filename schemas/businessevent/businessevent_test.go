@@ -284,11 +284,12 @@ func TestHostile(t *testing.T) {
 		for _, member := range []string{"BusinessEventId", "EventId", "LegalEntity", "ContextRecordSubject"} {
 			values := map[string]string{"BusinessEventId": "A", "EventId": "1", "LegalEntity": "l", "ContextRecordSubject": "s"}
 			values[member] = text
-			body := `{"n":0`
+			var body strings.Builder
+			body.WriteString(`{"n":0`)
 			for _, name := range []string{"BusinessEventId", "EventId", "LegalEntity", "ContextRecordSubject"} {
-				body += `,"` + name + `":"` + values[name] + `"`
+				body.WriteString(`,"` + name + `":"` + values[name] + `"`)
 			}
-			if r := one(t, body+"}"); string(r.Event.Data) != body+"}" {
+			if r := one(t, body.String()+"}"); string(r.Event.Data) != body.String()+"}" {
 				t.Errorf("%s %.40q: data was changed", member, text)
 			}
 		}

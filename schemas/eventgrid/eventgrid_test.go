@@ -172,14 +172,15 @@ func TestHostile(t *testing.T) {
 		for _, member := range []string{"id", "eventType", "subject", "topic"} {
 			values := map[string]string{"id": "1", "eventType": "t", "subject": "s", "topic": "/t"}
 			values[member] = text
-			body := "{"
+			var body strings.Builder
+			body.WriteString("{")
 			for i, name := range []string{"id", "eventType", "subject", "topic"} {
 				if i > 0 {
-					body += ","
+					body.WriteString(",")
 				}
-				body += fmt.Sprintf("%q:%s", name, jsonQuote(values[name]))
+				body.WriteString(fmt.Sprintf("%q:%s", name, jsonQuote(values[name])))
 			}
-			r := eventgrid.Parse("src", nil, []byte(body+"}"))
+			r := eventgrid.Parse("src", nil, []byte(body.String()+"}"))
 			if len(r) != 1 || r[0].Event == nil {
 				t.Fatalf("%s %.20q: no event: %v", member, text, r[0].Fault)
 			}

@@ -3,6 +3,7 @@
 package admin
 
 import (
+	"strings"
 	"time"
 
 	"github.com/gridfan/gridfan/infra/broker"
@@ -76,9 +77,10 @@ type Problem struct {
 }
 
 func (p *Problem) Error() string {
-	s := p.Detail
+	var s strings.Builder
+	s.WriteString(p.Detail)
 	for _, e := range p.Errors {
-		s += "\n  " + e
+		s.WriteString("\n  " + e)
 	}
-	return s
+	return s.String()
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -64,9 +65,7 @@ listener. It exits with 1 unless the answer is 200.`,
 		if err != nil {
 			return fmt.Errorf("--ingress %q: %w", ingress, err)
 		}
-		for name, values := range header {
-			req.Header[name] = values
-		}
+		maps.Copy(req.Header, header)
 		if key != "" {
 			req.Header.Set("aeg-sas-key", key)
 		}
