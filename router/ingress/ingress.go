@@ -182,7 +182,7 @@ func (in *Ingress) receive(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	results := parse(s, r, body)
+	results := parse(s, r.Header, body)
 	statuses, err := in.pub.Publish(r.Context(), publish.Origin{
 		Source: s.Name, Kind: s.Kind, Environment: s.Environment,
 		Via: "push", Accepted: accepted, Header: keptHeaders(r.Header),
@@ -214,11 +214,25 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, erro
 	return body, nil
 }
 
-func parse(s *source, r *http.Request, body []byte) []event.Result {
-	if enc := r.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
+func parse(s *source, header http.Header, body []byte) []event.Result {
+	if enc := header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
 		return []event.Result{{Raw: body, Fault: event.Faultf(event.FaultEncodedBody, "the body is encoded (Content-Encoding %.32q); only plain bodies are read", enc)}}
 	}
-	return parsers[s.Kind](s.Name, r.Header, body)
+	return parsers[s.Kind](s.Name, header, body)
+}
+
+// Reparse reads a body from quarantine as its source would today.
+func (in *Ingress) Reparse(name string, header map[string]string, body []byte) (publish.Origin, []event.Result, bool) {
+	s := in.sources[name]
+	if s == nil {
+		return publish.Origin{}, nil, false
+	}
+	h := http.Header{}
+	for k, v := range header {
+		h.Set(k, v)
+	}
+	o := publish.Origin{Source: s.Name, Kind: s.Kind, Environment: s.Environment, Via: "push"}
+	return o, parse(s, h, body), true
 }
 
 // count books a request that was stored: received = published + duplicate +

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -80,6 +81,7 @@ type Publisher struct {
 	conn       *nats.Conn
 	js         jetstream.JetStream
 	stream     jetstream.Stream
+	quarantine jetstream.Stream
 	maxPayload int
 	slots      *semaphore.Weighted
 }
@@ -96,8 +98,12 @@ func New(ctx context.Context, b *broker.Broker) (*Publisher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", broker.StreamEvents, err)
 	}
+	quarantine, err := js.Stream(ctx, broker.StreamQuarantine)
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", broker.StreamQuarantine, err)
+	}
 	return &Publisher{
-		conn: nc, js: js, stream: stream,
+		conn: nc, js: js, stream: stream, quarantine: quarantine,
 		maxPayload: int(b.MaxPayload()),
 		slots:      semaphore.NewWeighted(maxInFlight),
 	}, nil
@@ -105,6 +111,10 @@ func New(ctx context.Context, b *broker.Broker) (*Publisher, error) {
 
 // MaxRaw is the largest request body that can be stored whole in quarantine.
 func (p *Publisher) MaxRaw() int64 { return int64(p.maxPayload) - quarantineHeaderRoom }
+
+// deliveryHeaderRoom is more than the headers that a retry or a dead letter adds
+// to an event, so that what was accepted can also be kept there.
+const deliveryHeaderRoom = 16 << 10
 
 // quarantineHeaderRoom is more than a quarantine entry's headers take.
 const quarantineHeaderRoom = 48 << 10
@@ -167,8 +177,8 @@ func (p *Publisher) start(o Origin, r *event.Result) publishing {
 	}
 	e := stamp(r.Event, o)
 	msg := p.message(o, r, e, identity(o.Environment, r.Key))
-	if size := messageSize(msg); size > p.maxPayload {
-		r.Fault = event.Faultf(event.FaultTooLarge, "the event takes %d bytes with its attributes, the broker stores at most %d", size, p.maxPayload)
+	if size, limit := messageSize(msg), p.maxPayload-deliveryHeaderRoom; size > limit {
+		r.Fault = event.Faultf(event.FaultTooLarge, "the event takes %d bytes with its attributes, the broker stores at most %d", size, limit)
 		r.Event = nil
 		return p.startQuarantine(o, r)
 	}
@@ -202,6 +212,9 @@ func (p *Publisher) finish(ctx context.Context, o Origin, w *publishing) (Status
 	}
 	ack, err := wait(ctx, w.future, w.err)
 	if w.event == nil {
+		if err == nil && ack.Duplicate {
+			err = p.stillQuarantined(ctx, o, w, ack.Sequence)
+		}
 		return Quarantined, quarantineError(err)
 	}
 	if err != nil {
@@ -251,7 +264,26 @@ func (p *Publisher) publishReused(ctx context.Context, o Origin, w *publishing) 
 	return Published, nil
 }
 
+// stillQuarantined makes sure that a repeated body is in quarantine: the broker
+// remembers its id for a while even after somebody dropped the entry.
+func (p *Publisher) stillQuarantined(ctx context.Context, o Origin, w *publishing, sequence uint64) error {
+	_, err := p.quarantine.GetMsg(ctx, sequence)
+	if !errors.Is(err, jetstream.ErrMsgNotFound) {
+		return err
+	}
+	m := quarantineMessage(o, w.result)
+	m.Header.Del(headerMsgID)
+	f, err := p.js.PublishMsgAsync(m)
+	_, err = wait(ctx, f, err)
+	return err
+}
+
 func (p *Publisher) startQuarantine(o Origin, r *event.Result) publishing {
+	f, err := p.js.PublishMsgAsync(quarantineMessage(o, r))
+	return publishing{result: r, future: f, err: err}
+}
+
+func quarantineMessage(o Origin, r *event.Result) *nats.Msg {
 	h := nats.Header{
 		headerMsgID:    {identity("quarantine", o.Source, string(r.Raw))},
 		headerSource:   {o.Source},
@@ -262,8 +294,47 @@ func (p *Publisher) startQuarantine(o Origin, r *event.Result) publishing {
 	for name, value := range o.Header {
 		h[headerRequest+name] = []string{url.PathEscape(value)}
 	}
-	f, err := p.js.PublishMsgAsync(&nats.Msg{Subject: broker.Quarantine(o.Source), Header: h, Data: r.Raw})
-	return publishing{result: r, future: f, err: err}
+	return &nats.Msg{Subject: broker.Quarantine(o.Source), Header: h, Data: r.Raw}
+}
+
+// Quarantine is what the headers of an entry in quarantine say.
+type Quarantine struct {
+	Source   string          `json:"source"`
+	Reason   event.FaultCode `json:"reason"`
+	Detail   string          `json:"detail"`
+	Received time.Time       `json:"received"`
+	// Request holds the headers of the request that explain the body.
+	Request map[string]string `json:"request,omitempty"`
+}
+
+// DecodeQuarantine reads the headers of an entry back. What is unreadable in
+// them stays empty.
+func DecodeQuarantine(h map[string][]string) Quarantine {
+	q := Quarantine{Request: map[string]string{}}
+	for name, values := range h {
+		if len(values) == 0 {
+			continue
+		}
+		text, err := url.PathUnescape(values[0])
+		if err != nil {
+			text = values[0]
+		}
+		switch name {
+		case headerSource:
+			q.Source = text
+		case headerReason:
+			q.Reason = event.FaultCode(text)
+		case headerDetail:
+			q.Detail = text
+		case headerReceived:
+			q.Received, _ = event.ParseTime(text)
+		default:
+			if r, ok := strings.CutPrefix(name, headerRequest); ok {
+				q.Request[r] = text
+			}
+		}
+	}
+	return q
 }
 
 // stamp adds what gridfan knows to an event: where, how and when it came in.

@@ -19,19 +19,21 @@ import (
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/router/quarantine"
 	"github.com/gridfan/gridfan/subscribers/registry"
 )
 
 // Parts are what the API speaks for.
 type Parts struct {
-	Version  string
-	Started  time.Time
-	Broker   *broker.Broker
-	Ingress  *ingress.Ingress
-	Registry *registry.Registry
-	Fleet    *registry.Fleet
-	Gatherer prometheus.Gatherer
-	Log      *slog.Logger
+	Version    string
+	Started    time.Time
+	Broker     *broker.Broker
+	Ingress    *ingress.Ingress
+	Quarantine *quarantine.Store
+	Registry   *registry.Registry
+	Fleet      *registry.Fleet
+	Gatherer   prometheus.Gatherer
+	Log        *slog.Logger
 }
 
 // NewHandler serves the admin listener. An empty token lets everybody in who
@@ -46,6 +48,7 @@ func NewHandler(p Parts, token secret.String) http.Handler {
 	api.Handle("DELETE /api/v1/subscribers/{name}", handle(s.delete))
 	api.Handle("POST /api/v1/subscribers/{name}/pause", handle(s.pause(true)))
 	api.Handle("POST /api/v1/subscribers/{name}/resume", handle(s.pause(false)))
+	s.quarantineRoutes(api)
 	api.Handle("GET /metrics", promhttp.HandlerFor(p.Gatherer, promhttp.HandlerOpts{}))
 	api.Handle("/", handle(func(http.ResponseWriter, *http.Request) (any, error) {
 		return nil, problem(http.StatusNotFound, "not-found", "there is nothing at this path; the API is under /api/v1/, see docs/admin-api.md")
@@ -292,6 +295,8 @@ func asProblem(err error) *Problem {
 		{registry.ErrNotFound, http.StatusNotFound, "no-such-subscriber", "see gridfan subscribers list"},
 		{registry.ErrFileDeclared, http.StatusConflict, "file-declared", "edit the file and restart"},
 		{registry.ErrExists, http.StatusConflict, "subscriber-exists", "choose another name, or delete that one first"},
+		{quarantine.ErrNotFound, http.StatusNotFound, "no-such-entry", "see gridfan quarantine list"},
+		{quarantine.ErrNoSource, http.StatusConflict, "no-such-source", "configure it again, or drop the entry"},
 		{registry.ErrBacklog, http.StatusConflict, "backlog", "let them be delivered, or say that they may go: --discard (API: ?discard=true)"},
 	} {
 		if errors.Is(err, known.err) {

@@ -18,6 +18,7 @@ import (
 	"github.com/gridfan/gridfan/infra/telemetry"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/publish"
+	"github.com/gridfan/gridfan/router/quarantine"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/webhook"
@@ -123,6 +124,10 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	}
 	in := ingress.New(ingress.Config{Sources: cfg.Sources, Since: started}, publisher,
 		ingress.NewMetrics(metrics), a.broker.Report, a.log)
+	held, err := quarantine.Open(ctx, a.broker, publisher, in.Reparse)
+	if err != nil {
+		return err
+	}
 
 	probes := http.NewServeMux()
 	admin.Probes(probes, a.broker, in.Stopping)
@@ -140,7 +145,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	a.onStop("ingress", func(context.Context) error { in.Stop(); return nil })
 	a.serve("admin", a.admin, &http.Server{
 		Handler: admin.NewHandler(admin.Parts{
-			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in,
+			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Quarantine: held,
 			Registry: subscribers, Fleet: fleet, Gatherer: metrics, Log: a.log,
 		}, cfg.Listen.AdminToken),
 		ReadHeaderTimeout: 10 * time.Second,

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -93,7 +95,7 @@ Run it:              gridfan serve -c gridfan.yaml`,
 	root.AddCommand(
 		newServe(env), newDev(env),
 		newSubscribe(env), newSubscribers(env),
-		newStatus(env), newTrigger(env), newConfig(env),
+		newStatus(env), newTrigger(env), newQuarantine(env), newConfig(env),
 	)
 	return root
 }
@@ -148,4 +150,16 @@ func printJSON(w io.Writer, v any) error {
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
 	return failed(enc.Encode(v))
+}
+
+func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
+
+// printable shows a body on a screen: control characters could do things there.
+func printable(b []byte) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' && r != '\n' && r != '\t' || r >= 0x7f && r < 0xa0 {
+			return '\uFFFD'
+		}
+		return r
+	}, strings.ToValidUTF8(string(b), "\uFFFD"))
 }
