@@ -264,7 +264,7 @@ func TestQueueFull(t *testing.T) {
 
 	line.hold.Store(true)
 	var batch strings.Builder
-	for i := range 5000 {
+	for i := range 4096 {
 		fmt.Fprintf(&batch, `,{"id":"b%d","eventType":"T"}`, i)
 	}
 	first := make(chan answer, 1)

@@ -197,3 +197,19 @@ func TestOneBadElement(t *testing.T) {
 		t.Errorf("an empty array: HTTP %d %s", a.status, a.body)
 	}
 }
+
+// TestLargestBatch posts as many events at once as Event Grid may
+// (maxEventsPerBatch, learn.microsoft.com; read 2026-11).
+func TestLargestBatch(t *testing.T) {
+	e := open(t)
+	var batch strings.Builder
+	for i := range 5000 {
+		fmt.Fprintf(&batch, `,{"id":"b%d","eventType":"T","subject":"s","data":{"n":%d}}`, i, i)
+	}
+	for _, result := range []string{"published", "duplicate"} {
+		a := e.do(request{path: "/ingress/eg", body: text("[" + batch.String()[1:] + "]")})
+		if a.status != http.StatusOK || a.field(t, result) != 5000.0 {
+			t.Fatalf("HTTP %d %s, want 5000 %s", a.status, a.body, result)
+		}
+	}
+}

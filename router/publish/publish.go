@@ -45,6 +45,10 @@ const (
 // Grid gives up after 30 seconds, so an answer must be ready before.
 const ackTimeout = 15 * time.Second
 
+// publishTimeout is how long all of a request may take once it has its slots.
+// Together with maxQueueWait it stays below the sender's 30 seconds too.
+const publishTimeout = 20 * time.Second
+
 // Errors that Publish tells apart. They all mean: not stored, send again.
 var (
 	ErrQuarantineFull = errors.New("quarantine is full for this source")
@@ -133,10 +137,12 @@ func (p *Publisher) Publish(ctx context.Context, o Origin, results []event.Resul
 		return nil, err
 	}
 	defer p.slots.Release(n)
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
 
 	pending := make([]publishing, len(results))
 	for i := range results {
-		pending[i] = p.start(o, &results[i])
+		pending[i] = p.start(ctx, o, &results[i])
 	}
 	statuses := make([]Status, len(results))
 	var failed error
@@ -168,22 +174,33 @@ type publishing struct {
 }
 
 // start sends one result off without waiting.
-func (p *Publisher) start(o Origin, r *event.Result) publishing {
+func (p *Publisher) start(ctx context.Context, o Origin, r *event.Result) publishing {
 	switch {
 	case r.Control != nil:
 		return publishing{result: r}
 	case r.Fault != nil:
-		return p.startQuarantine(o, r)
+		return p.startQuarantine(ctx, o, r)
 	}
 	e := stamp(r.Event, o)
 	msg := p.message(o, r, e, identity(o.Environment, r.Key))
 	if size, limit := messageSize(msg), p.maxPayload-deliveryHeaderRoom; size > limit {
 		r.Fault = event.Faultf(event.FaultTooLarge, "the event takes %d bytes with its attributes, the broker stores at most %d", size, limit)
 		r.Event = nil
-		return p.startQuarantine(o, r)
+		return p.startQuarantine(ctx, o, r)
 	}
-	f, err := p.js.PublishMsgAsync(msg)
+	f, err := p.send(ctx, msg)
 	return publishing{result: r, event: e, future: f, err: err}
+}
+
+// send publishes m without waiting for its ack. A request may hold more events
+// than may be on their way (Event Grid sends up to 5,000 at once); the next one
+// then waits for an ack to arrive.
+func (p *Publisher) send(ctx context.Context, m *nats.Msg) (jetstream.PubAckFuture, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	// The client's default of 200 ms is less than a slow disk takes for a sync.
+	return p.js.PublishMsgAsync(m, jetstream.WithStallWait(ackTimeout))
 }
 
 func (p *Publisher) message(o Origin, r *event.Result, e *event.Event, msgID string) *nats.Msg {
@@ -253,7 +270,7 @@ func (p *Publisher) publishReused(ctx context.Context, o Origin, w *publishing) 
 	e := w.event.Clone()
 	e.Set(event.ExtOriginalID, e.ID)
 	e.ID += "~" + w.result.Digest[:16]
-	f, err := p.js.PublishMsgAsync(p.message(o, w.result, e, identity(o.Environment, w.result.Key, w.result.Digest)))
+	f, err := p.send(ctx, p.message(o, w.result, e, identity(o.Environment, w.result.Key, w.result.Digest)))
 	ack, err := wait(ctx, f, err)
 	switch {
 	case err != nil:
@@ -273,13 +290,13 @@ func (p *Publisher) stillQuarantined(ctx context.Context, o Origin, w *publishin
 	}
 	m := quarantineMessage(o, w.result)
 	m.Header.Del(headerMsgID)
-	f, err := p.js.PublishMsgAsync(m)
+	f, err := p.send(ctx, m)
 	_, err = wait(ctx, f, err)
 	return err
 }
 
-func (p *Publisher) startQuarantine(o Origin, r *event.Result) publishing {
-	f, err := p.js.PublishMsgAsync(quarantineMessage(o, r))
+func (p *Publisher) startQuarantine(ctx context.Context, o Origin, r *event.Result) publishing {
+	f, err := p.send(ctx, quarantineMessage(o, r))
 	return publishing{result: r, future: f, err: err}
 }
 

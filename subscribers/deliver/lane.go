@@ -37,10 +37,12 @@ type lane struct {
 	// origin reads where a message of this lane comes from.
 	origin func(message) (origin, error)
 
-	reader  reader
-	created time.Time // of the cursor
-	queue   chan *delivery
-	window  int // how many may be queued
+	// Only the fetch loop touches these two, once the lane has started.
+	reader reader
+	fresh  bool // the cursor was made by this process
+
+	queue  chan *delivery
+	window int // how many may be queued
 
 	mu     sync.Mutex           // guards all below
 	held   map[uint64]*delivery // by sequence in the lane's stream
@@ -65,22 +67,29 @@ func newLane(w *Worker, stream string, consumer jetstream.ConsumerConfig, o func
 }
 
 // declare creates the lane's cursor or brings its changeable settings up to
-// date. Where an existing one stands in the stream is its own affair.
-func (l *lane) declare(ctx context.Context) error {
+// date, and says whether it was not there. Where an existing one stands in the
+// stream is its own affair.
+func (l *lane) declare(ctx context.Context) (made bool, err error) {
 	cfg := l.consumer
 	c, err := l.w.js.Consumer(ctx, l.stream, cfg.Durable)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		c, err = l.w.js.CreateConsumer(ctx, l.stream, cfg)
+		made = true
 	} else if err == nil {
 		have := c.CachedInfo().Config
 		cfg.DeliverPolicy, cfg.OptStartSeq = have.DeliverPolicy, have.OptStartSeq
 		c, err = l.w.js.UpdateConsumer(ctx, l.stream, cfg)
 	}
 	if err != nil {
-		return fmt.Errorf("consumer %q on %s: %w", cfg.Durable, l.stream, err)
+		return false, fmt.Errorf("consumer %q on %s: %w", cfg.Durable, l.stream, err)
 	}
-	l.reader, l.created = consumerReader{c}, c.CachedInfo().Created
-	return nil
+	if made {
+		// What was settled before was settled for another cursor, perhaps even
+		// on another stream.
+		l.fresh = true
+	}
+	l.reader = consumerReader{c}
+	return made, nil
 }
 
 // heal makes the cursor again after somebody deleted it. It begins at the
@@ -92,10 +101,11 @@ func (l *lane) heal(err error) {
 	}
 	ctx, cancel := context.WithTimeout(l.w.stopped, 10*time.Second)
 	defer cancel()
-	before := l.created
-	if err := l.declare(ctx); err != nil {
+	made, err := l.declare(ctx)
+	switch {
+	case err != nil:
 		l.w.log.Warn("cursor not made again", "error", err)
-	} else if !l.created.Equal(before) {
+	case made:
 		l.w.log.Error("the cursor was deleted by somebody else; the subscriber gets its events from its first one on", "stream", l.stream)
 	}
 }
@@ -190,7 +200,7 @@ func (l *lane) accept(m message, probed func()) bool {
 		l.mu.Unlock()
 		return false
 	}
-	if l.recent.has(seq) || l.w.parts.Recorder.recalled(settlement{l.w.sub.Name, o.sequence, o.hop}, l.created) {
+	if l.recent.has(seq) || !l.fresh && l.w.parts.Recorder.recalled(settlement{l.w.sub.Name, o.sequence, o.hop}, l.w.sub.Created) {
 		l.mu.Unlock()
 		if err := m.ack(); err != nil {
 			l.w.log.Warn("ack", "error", err)

@@ -173,12 +173,14 @@ func ParseRecords(block []byte) ([]Record, error) {
 	return records, nil
 }
 
-// recalled says whether the process before this one settled s, for a cursor
-// that was made at the given time: a subscriber that was deleted and added
-// again under its old name gets its events anew.
-func (rec *Recorder) recalled(s settlement, cursorMade time.Time) bool {
+// recalled says whether the process before this one settled s, for a
+// subscriber that was added at the given time: one that was deleted and added
+// again under its old name gets its events anew. The cursor's own time of
+// creation will not do: after a restart the server gives the restart's instead
+// (nats-server v2.15.2, as seen).
+func (rec *Recorder) recalled(s settlement, added time.Time) bool {
 	at, ok := rec.settled[s]
-	return ok && at.After(cursorMade)
+	return ok && at.After(added)
 }
 
 // add queues a record and calls then when it is stored. It waits when too many

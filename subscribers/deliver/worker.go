@@ -31,6 +31,9 @@ type Subscriber struct {
 	Subjects []string
 	// StartSequence is the first event of a new subscriber.
 	StartSequence uint64
+	// Created is when it was added. What was settled before was settled for
+	// another one of the same name.
+	Created time.Time
 	// Paused stops fetching; what is in flight is finished.
 	Paused bool
 	Config Config
@@ -97,7 +100,7 @@ func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
 		newLane(w, broker.StreamRetry, retryConfig(sub.Name, inFlight), retryOrigin),
 	}
 	for _, l := range w.lanes {
-		if err := l.declare(ctx); err != nil {
+		if _, err := l.declare(ctx); err != nil {
 			nc.Close()
 			return nil, err
 		}

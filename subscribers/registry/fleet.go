@@ -217,7 +217,7 @@ func (k *keeper) apply(want *Entry) error {
 	defer cancel()
 	w, err := deliver.Start(ctx, deliver.Subscriber{
 		Name: k.name, Subjects: deliver.MinimiseSubjects(want.Definition.Subjects),
-		StartSequence: want.StartSequence, Paused: want.Paused,
+		StartSequence: want.StartSequence, Created: want.Created, Paused: want.Paused,
 		Config: want.Definition.Config, Sender: sender,
 	}, k.fleet.parts)
 	if err != nil {

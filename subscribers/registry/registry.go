@@ -134,22 +134,23 @@ func (r *Registry) Add(ctx context.Context, d Definition) (Entry, error) {
 	if err := d.Validate(); err != nil {
 		return Entry{}, err
 	}
-	e, _, err := r.get(ctx, d.Name)
-	switch {
-	case err == nil && e.Origin == FromFile:
-		return Entry{}, fmt.Errorf("subscriber %q: %w", d.Name, ErrFileDeclared)
-	case err == nil && reflect.DeepEqual(e.Definition, d):
-		return e, nil
-	case err == nil:
-		return Entry{}, fmt.Errorf("subscriber %q: %w", d.Name, ErrExists)
-	case !errors.Is(err, ErrNotFound):
-		return Entry{}, err
+	for {
+		e, _, err := r.get(ctx, d.Name)
+		switch {
+		case err == nil && e.Origin == FromFile:
+			return Entry{}, fmt.Errorf("subscriber %q: %w", d.Name, ErrFileDeclared)
+		case err == nil && reflect.DeepEqual(e.Definition, d):
+			return e, nil
+		case err == nil:
+			return Entry{}, fmt.Errorf("subscriber %q: %w", d.Name, ErrExists)
+		case !errors.Is(err, ErrNotFound):
+			return Entry{}, err
+		}
+		e, err = r.create(ctx, d, FromAPI)
+		if !errors.Is(err, jetstream.ErrKeyExists) { // somebody was quicker: with what?
+			return e, err
+		}
 	}
-	e, err = r.create(ctx, d, FromAPI)
-	if errors.Is(err, jetstream.ErrKeyExists) {
-		return Entry{}, fmt.Errorf("subscriber %q: %w", d.Name, ErrExists)
-	}
-	return e, err
 }
 
 func (r *Registry) create(ctx context.Context, d Definition, o Origin) (Entry, error) {
@@ -213,7 +214,7 @@ func (r *Registry) SyncFile(ctx context.Context, declared []Definition) error {
 	names := map[string]bool{}
 	for _, d := range declared {
 		names[d.Name] = true
-		e, err := r.update(ctx, d.Name, func(e *Entry) error {
+		adopt := func(e *Entry) error {
 			if e.Origin != FromFile {
 				r.log.Info("the configuration file now declares a subscriber that was added by API", "subscriber", d.Name)
 			}
@@ -221,9 +222,13 @@ func (r *Registry) SyncFile(ctx context.Context, declared []Definition) error {
 			e.Definition, e.Origin, e.Orphaned = d, FromFile, false
 			e.Definition.Start = start
 			return nil
-		})
+		}
+		e, err := r.update(ctx, d.Name, adopt)
 		if errors.Is(err, ErrNotFound) {
 			e, err = r.create(ctx, d, FromFile)
+		}
+		if errors.Is(err, jetstream.ErrKeyExists) { // another replica with the same file was quicker
+			e, err = r.update(ctx, d.Name, adopt)
 		}
 		if err != nil {
 			return fmt.Errorf("subscriber %q: %w", d.Name, err)

@@ -1,0 +1,179 @@
+package app_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gridfan/gridfan/cmd/internal/app"
+	"github.com/gridfan/gridfan/cmd/internal/config"
+)
+
+// What a copy of the test's binary is to be.
+const (
+	childVariable  = "GRIDFAN_TEST_CHILD"
+	childGridfan   = "gridfan"
+	childReceivers = "receivers"
+)
+
+// child is another process of this binary. It ends when it is killed, or when
+// this process has gone, because it reads its standard input to the end.
+type child struct {
+	cmd    *exec.Cmd
+	input  io.Closer
+	stderr bytes.Buffer // read it after the end
+
+	addresses addresses
+}
+
+// addresses is what a child prints when it is ready.
+type addresses struct{ Public, Admin, NATS, Receivers string }
+
+// startChild runs a copy and waits until it is ready.
+func startChild(t testing.TB, what string, args ...string) *child {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &child{cmd: exec.Command(self, args...)}
+	c.cmd.Env = append(os.Environ(), childVariable+"="+what)
+	c.cmd.Stderr = &c.stderr
+	if c.input, err = c.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	output, err := c.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.kill)
+	line, err := bufio.NewReader(output).ReadBytes('\n')
+	if err != nil {
+		c.kill()
+		t.Fatalf("%s did not start: %v\n%s", what, err, c.stderr.Bytes())
+	}
+	if err := json.Unmarshal(line, &c.addresses); err != nil {
+		t.Fatalf("%s printed %q", what, line)
+	}
+	return c
+}
+
+// kill ends the child as kill -9 does. It can be called again.
+func (c *child) kill() {
+	if c.cmd.ProcessState != nil {
+		return
+	}
+	_ = c.cmd.Process.Kill() // it may have gone by itself
+	_ = c.cmd.Wait()         // it was killed, so this says so
+	c.input.Close()
+}
+
+func ready(a addresses) {
+	b, _ := json.Marshal(a) // strings: it cannot fail
+	fmt.Printf("%s\n", b)
+}
+
+// gridfanChild is a gridfan with the configuration file of its first argument.
+func gridfanChild() int {
+	cfg, err := config.Load(os.Args[1])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	a, err := app.New(context.Background(), cfg, app.Options{Version: "test", Log: log})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	ready(addresses{Public: a.PublicAddr(), Admin: a.AdminAddr(), NATS: a.BrokerURL()})
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the test has ended
+	if err := a.Stop(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// answers waits until a gridfan's public listener answers, and tells since when.
+func answers(t testing.TB, addr string) time.Time {
+	t.Helper()
+	waitFor(t, "the listener answers", func() bool {
+		resp, err := http.Get("http://" + addr + "/livez")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+	return time.Now()
+}
+
+// receiversChild serves subscribers in a process of their own. POST /ok takes an
+// event whose id begins with the time it was sent, POST /hang never answers,
+// and GET /await answers with figures when n events have come since it last did.
+func receiversChild() int {
+	var mu sync.Mutex // guards took
+	var took []time.Duration
+	more := sync.NewCond(&mu)
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /ok/{name}", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		sent, _, _ := strings.Cut(r.Header.Get("ce-id"), "-")
+		ns, _ := strconv.ParseInt(sent, 10, 64)
+		mu.Lock()
+		took = append(took, time.Since(time.Unix(0, ns)))
+		mu.Unlock()
+		more.Broadcast()
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("POST /hang", func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		wait(r, patience)
+	})
+	mux.HandleFunc("GET /await", func(w http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.Atoi(r.URL.Query().Get("n"))
+		mu.Lock()
+		defer mu.Unlock()
+		for len(took) < n {
+			more.Wait()
+		}
+		slices.Sort(took)
+		at := func(q float64) time.Duration { return took[int(q*float64(len(took)-1))] }
+		b, _ := json.Marshal(figures{N: len(took), P50: at(.5), P99: at(.99)})
+		took = nil
+		_, _ = w.Write(b)
+	})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	go func() { _ = http.Serve(l, mux) }() // until the process ends
+	ready(addresses{Receivers: l.Addr().String()})
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the benchmark has ended
+	return 0
+}
+
+// figures are about deliveries: how many, and how long after they were sent.
+type figures struct {
+	N        int
+	P50, P99 time.Duration
+}
