@@ -8,7 +8,6 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/messaging"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/eventgrid/azeventgrid"
 
 	"github.com/gridfan/gridfan/infra/broker"
@@ -35,8 +34,8 @@ func TestAzureClient(t *testing.T) {
 	}
 	at := time.Date(2026, 11, 1, 10, 0, 0, 0, time.UTC)
 	events := []azeventgrid.Event{{
-		ID: to.Ptr("az-1"), EventType: to.Ptr("Order.Placed"), Subject: to.Ptr("orders/1"), EventTime: &at,
-		DataVersion: to.Ptr("1.0"), Data: map[string]any{"amount": 90055.6},
+		ID: new("az-1"), EventType: new("Order.Placed"), Subject: new("orders/1"), EventTime: &at,
+		DataVersion: new("1.0"), Data: map[string]any{"amount": 90055.6},
 	}}
 	if _, err := client(key).PublishEvents(t.Context(), events, nil); err != nil {
 		t.Fatal(err)

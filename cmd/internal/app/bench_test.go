@@ -61,11 +61,12 @@ func binary(name, url, more string) string {
 }
 
 func (r *receivers) three() string {
-	parts := "subscribers:\n"
+	var parts strings.Builder
+	parts.WriteString("subscribers:\n")
 	for _, name := range []string{"one", "two", "three"} {
-		parts += binary(name, "http://"+r.addr+"/ok/"+name, "")
+		parts.WriteString(binary(name, "http://"+r.addr+"/ok/"+name, ""))
 	}
-	return parts
+	return parts.String()
 }
 
 var serial atomic.Int64
@@ -194,12 +195,13 @@ func BenchmarkIsolation(b *testing.B) {
 		nobody := l.Addr().String()
 		l.Close()
 		const failing = ", breaker: { openFor: 1s, maxOpenFor: 1s }"
-		parts := "subscribers:\n" + binary("dead", "http://"+nobody, failing) + binary("hanging", "http://"+r.addr+"/hang", failing)
+		var parts strings.Builder
+		parts.WriteString("subscribers:\n" + binary("dead", "http://"+nobody, failing) + binary("hanging", "http://"+r.addr+"/hang", failing))
 		for i := range healthy {
 			name := fmt.Sprintf("well-%d", i)
-			parts += binary(name, "http://"+r.addr+"/ok/"+name, "")
+			parts.WriteString(binary(name, "http://"+r.addr+"/ok/"+name, ""))
 		}
-		g := start(b, sources, parts)
+		g := start(b, sources, parts.String())
 
 		// One round at a steady pace; what it costs for each delivery.
 		round := func() (perDelivery, p99 time.Duration) {

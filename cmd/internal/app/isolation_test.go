@@ -30,14 +30,15 @@ func TestIsolation(t *testing.T) {
 	l.Close()
 
 	const failing = "limits: { timeout: 1s }, breaker: { failures: 3, openFor: 300ms, maxOpenFor: 1s }, " + quickRetry
-	parts := "subscribers:\n" + subscriber("dead", "http://"+deadAddr+"/dead", failing) + subscriber("hanging", hanging.URL, failing)
+	var parts strings.Builder
+	parts.WriteString("subscribers:\n" + subscriber("dead", "http://"+deadAddr+"/dead", failing) + subscriber("hanging", hanging.URL, failing))
 	var well []string
 	for i := range healthy {
 		name := fmt.Sprintf("well-%d", i)
 		well = append(well, name)
-		parts += subscriber(name, in.url+"/"+name, "")
+		parts.WriteString(subscriber(name, in.url+"/"+name, ""))
 	}
-	g := start(t, sources, parts)
+	g := start(t, sources, parts.String())
 
 	// Half of the events come before the breakers open, half after.
 	first, second := names("FIRST", events/2), names("SECOND", events/2)

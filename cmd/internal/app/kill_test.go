@@ -47,13 +47,14 @@ func TestKill(t *testing.T) {
 		return false
 	}
 	subscribers := []string{"fast", "slow", "third"}
-	parts := "subscribers:\n"
+	var parts strings.Builder
+	parts.WriteString("subscribers:\n")
 	for _, name := range subscribers {
-		parts += subscriber(name, in.url+"/"+name, "limits: { concurrency: 16 }, "+quickRetry)
+		parts.WriteString(subscriber(name, in.url+"/"+name, "limits: { concurrency: 16 }, "+quickRetry))
 	}
 	dir := t.TempDir()
 	file := filepath.Join(dir, "gridfan.yaml")
-	if err := os.WriteFile(file, []byte(configuration(filepath.Join(dir, "data"), sources, parts)), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(configuration(filepath.Join(dir, "data"), sources, parts.String())), 0o600); err != nil {
 		t.Fatal(err)
 	}
 

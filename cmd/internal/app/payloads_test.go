@@ -376,8 +376,8 @@ func (w wanted) check(t *testing.T, subscriber string, got received, element map
 	same("gridfansource", source)
 	same("via", "push")
 	same("legalentity", w.entity)
-	if strings.HasSuffix(w.id, "~") {
-		same("originalid", strings.TrimSuffix(w.id, "~"))
+	if before, ok := strings.CutSuffix(w.id, "~"); ok {
+		same("originalid", before)
 	} else {
 		same("originalid", "")
 	}

@@ -3,6 +3,7 @@ package app_test
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -29,13 +30,14 @@ func TestStop(t *testing.T) {
 		return false
 	}
 	subscribers := []string{"quick", "slow", "stuck"}
-	parts := "subscribers:\n"
+	var parts strings.Builder
+	parts.WriteString("subscribers:\n")
 	for _, name := range subscribers {
-		parts += subscriber(name, in.url+"/"+name, "limits: { concurrency: 16, timeout: 1m }, "+quickRetry)
+		parts.WriteString(subscriber(name, in.url+"/"+name, "limits: { concurrency: 16, timeout: 1m }, "+quickRetry))
 	}
-	g := start(t, sources, parts)
+	g := start(t, sources, parts.String())
 	g.grace = grace
-	g.restart(sources, parts)
+	g.restart(sources, parts.String())
 
 	addr := g.app.PublicAddr()
 	var mu sync.Mutex // guards accepted, other
@@ -85,7 +87,7 @@ func TestStop(t *testing.T) {
 		t.Errorf("senders were told something else than 200 and 503: %v", other)
 	}
 
-	g.run(sources, parts)
+	g.run(sources, parts.String())
 	for _, name := range subscribers {
 		in.wantAll(t, name, accepted)
 	}
