@@ -71,5 +71,5 @@ check: ## lint, test and build: what every change must pass
 	$(MAKE) build
 
 check-full: ## what takes longer or needs more of the machine; CI runs it after check
-	$(MAKE) fuzz FUZZTIME=10s
-	@echo "check-full ran: every fuzz target for 10s"
+	$(MAKE) fuzz FUZZTIME=60s
+	@echo "check-full ran: every fuzz target for a minute"

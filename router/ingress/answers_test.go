@@ -263,26 +263,38 @@ func TestQueueFull(t *testing.T) {
 	e.works()
 
 	line.hold.Store(true)
-	var batch strings.Builder
-	for i := range 4096 {
-		fmt.Fprintf(&batch, `,{"id":"b%d","eventType":"T"}`, i)
-	}
-	first := make(chan answer, 1)
-	go func() {
-		resp, err := http.Post(e.url+"/ingress/eg", "application/json", text("["+batch.String()[1:]+"]"))
-		if err != nil {
-			first <- answer{}
-			return
+	// Four requests of what goes together take up all of a source's share.
+	const requests, events = 4, 256
+	stalled := make(chan answer, requests)
+	for r := range requests {
+		var batch strings.Builder
+		for i := range events {
+			fmt.Fprintf(&batch, `,{"id":"b%d-%d","eventType":"T"}`, r, i)
 		}
-		defer resp.Body.Close()
-		body, _ := io.ReadAll(resp.Body) // a short one fails the test below
-		first <- answer{resp.StatusCode, resp.Header, body}
-	}()
-	waitFor(t, "the batch is on its way", func() bool { return line.held.Load() > 0 })
+		go func() {
+			resp, err := http.Post(e.url+"/ingress/eg", "application/json", text("["+batch.String()[1:]+"]"))
+			if err != nil {
+				stalled <- answer{}
+				return
+			}
+			defer resp.Body.Close()
+			body, _ := io.ReadAll(resp.Body) // a short one fails the test below
+			stalled <- answer{resp.StatusCode, resp.Header, body}
+		}()
+	}
+	waitFor(t, "the first is on its way", func() bool { return line.held.Load() > 0 })
+	time.Sleep(time.Second) // sleep: nothing tells when the last one is, too
 	e.do(request{path: "/ingress/eg", body: text(good("too-many"))}).wantError(t, 503, "overloaded")
-	// Nobody has said that the batch is stored, so its sender is told to repeat.
-	(<-first).wantError(t, 503, "broker-unavailable")
+	// Nobody has said that the batches are stored, so their senders are told to
+	// repeat.
+	for range requests {
+		(<-stalled).wantError(t, 503, "broker-unavailable")
+	}
 	line.hold.Store(false)
+	// The client may have taken the silence for a dead connection.
+	waitFor(t, "events are taken again", func() bool {
+		return e.do(request{path: "/ingress/eg", body: text(good("after"))}).status == http.StatusOK
+	})
 	e.works()
 }
 

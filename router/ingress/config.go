@@ -3,16 +3,23 @@ package ingress
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
-	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/router/auth"
+	"github.com/gridfan/gridfan/schemas/custom"
 	"github.com/gridfan/gridfan/schemas/event"
 )
 
 // Config is what the public listener serves.
 type Config struct {
 	Sources []Source
+
+	// TrustedProxies are networks whose X-Forwarded-For is believed.
+	TrustedProxies []netip.Prefix
 
 	// Since is when this configuration took effect. An unknown source is
 	// answered 503 for RolloutGrace from then on, so that a sender which was
@@ -28,7 +35,7 @@ const RolloutGrace = 10 * time.Minute
 type Source struct {
 	// Name is the last part of the ingress URL and a token of every subject.
 	Name string
-	// Kind is the wire format family: event.KindEventGrid or event.KindFnO.
+	// Kind is the wire format family, one of Kinds.
 	Kind string
 	// Environment scopes identity: the same event through two sources of one
 	// environment is published once. Default: the name.
@@ -36,67 +43,151 @@ type Source struct {
 	// Rationale is the operator's reason for the pattern, shown in status.
 	Rationale string
 
-	// Keys are the secrets a sender may show, any one of them. None at all
-	// needs NoAuth.
-	Keys []secret.String
-	// NoAuth lets everybody in; it is the operator's explicit word.
-	NoAuth bool
+	// Auth says who may send.
+	Auth auth.Config
 	// Origins are answered in the CloudEvents handshake. Default
 	// eventgrid.azure.net; "*" allows all.
 	Origins []string
-	// MaxBody is the largest request body in bytes. Default 4 MiB.
-	MaxBody int64
+	// Subscriptions are the Event Grid subscriptions that may deliver here,
+	// compared without case. None at all means any.
+	Subscriptions []string
+	// Validation says how Event Grid's subscription validation is answered.
+	// Default ValidateInAnswer.
+	Validation Validation
+
+	// BusinessKeys names, for an F&O BusinessEventId, the members of the event
+	// that are its business key. Kind fno only.
+	BusinessKeys map[string][]string
+	// Mapping says where a custom body has what. Kind custom only.
+	Mapping *custom.Mapping
+
+	Limits Limits
 }
+
+// Limits bound what one source may take of the machine.
+type Limits struct {
+	// Body is the largest request body in bytes, unpacked. Default 4 MiB.
+	Body int64
+	// Rate is how many requests a second are taken, on average. 0 means no
+	// limit.
+	Rate float64
+	// Concurrency is how many requests are worked on at once. Default 64.
+	Concurrency int
+}
+
+// Validation is a way to answer Event Grid's subscription validation.
+type Validation string
+
+// The ways. By URL is for endpoints whose answers a gateway replaces; it takes
+// up to a minute (Event Grid docs,
+// end-point-validation-event-grid-events-schema; read 2026-11).
+const (
+	ValidateInAnswer Validation = "answer" // echo the code
+	ValidateByURL    Validation = "url"    // fetch the validation URL
+)
 
 // DefaultOrigin is what Event Grid calls itself in the handshake (captured
 // request, Blackbaud SKY API webhook overview; read 2026-11).
 const DefaultOrigin = "eventgrid.azure.net"
 
-// DefaultMaxBody is four times what Event Grid can send in one request.
-const DefaultMaxBody = 4 << 20
-
-// maxMaxBody keeps one element below what the broker stores.
-const maxMaxBody = 7 << 20
+const (
+	// defaultMaxBody is four times what Event Grid can send in one request.
+	defaultMaxBody = 4 << 20
+	// maxMaxBody keeps one element below what the broker stores.
+	maxMaxBody = 7 << 20
+	// defaultConcurrency times a few milliseconds of a disk sync is thousands
+	// of requests a second; beyond it a source waits for itself.
+	defaultConcurrency = 64
+)
 
 // Kinds lists the source kinds understood.
-func Kinds() []string { return []string{event.KindEventGrid, event.KindFnO} }
+func Kinds() []string { return slices.Sorted(maps.Keys(kinds)) }
 
 // Validate sets defaults and reports every problem, each beginning with the
 // path of its key in the configuration file.
 func (s *Source) Validate() error {
 	var errs []error
 	path := "sources." + s.Name
-	if !ValidName(s.Name) {
-		errs = append(errs, fmt.Errorf("%s: a name is 1 to 63 lower-case letters, digits and dashes, and begins with a letter or digit", path))
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s%s: %s", path, key, fmt.Sprintf(format, args...)))
 	}
-	if !slices.Contains(Kinds(), s.Kind) {
-		errs = append(errs, fmt.Errorf("%s.kind: want eventgrid or fno, got %q", path, s.Kind))
+	if !ValidName(s.Name) {
+		bad("", "a name is 1 to 63 lower-case letters, digits and dashes, and begins with a letter or digit")
+	}
+	if s.Kind == "" {
+		bad(".kind", "missing; want %s", oneOf(Kinds()))
+	} else if kinds[s.Kind] == nil {
+		bad(".kind", "want %s, got %q", oneOf(Kinds()), s.Kind)
 	}
 	if s.Environment == "" {
 		s.Environment = s.Name
 	}
+	if err := s.Auth.Validate(path + ".push.auth"); err != nil {
+		errs = append(errs, err)
+	}
 	if len(s.Origins) == 0 {
 		s.Origins = []string{DefaultOrigin}
 	}
-	if s.MaxBody == 0 {
-		s.MaxBody = DefaultMaxBody
+	switch s.Validation {
+	case "":
+		s.Validation = ValidateInAnswer
+	case ValidateInAnswer, ValidateByURL:
+	default:
+		bad(".push.validation", "want %s or %s, got %q", ValidateInAnswer, ValidateByURL, s.Validation)
 	}
-	if s.MaxBody < 1024 || s.MaxBody > maxMaxBody {
-		errs = append(errs, fmt.Errorf("%s.limits.body: want 1KiB to 7MiB", path))
-	}
-	if len(s.Keys) == 0 && !s.NoAuth {
-		errs = append(errs, fmt.Errorf("%s.push.auth: say who may send: anyOf: [ { key: \"${env:…}\" } ], or none", path))
-	}
-	if len(s.Keys) > 0 && s.NoAuth {
-		errs = append(errs, fmt.Errorf("%s.push.auth: none and keys exclude each other", path))
-	}
-	for i, k := range s.Keys {
-		// Sixteen characters of base64 are 96 bits: out of reach for guessing.
-		if len(k.Reveal()) < 16 {
-			errs = append(errs, fmt.Errorf("%s.push.auth.anyOf[%d].key: want at least 16 characters", path, i))
+	for i, name := range s.Subscriptions {
+		if name == "" || len(name) > 64 {
+			bad(fmt.Sprintf(".push.subscriptions[%d]", i), "want the name of an event subscription")
 		}
 	}
+	if len(s.BusinessKeys) > 0 && s.Kind != event.KindFnO {
+		bad(".businessKeys", "only sources of kind fno have business events")
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.BusinessKeys)) {
+		if len(s.BusinessKeys[name]) == 0 || slices.Contains(s.BusinessKeys[name], "") {
+			bad(".businessKeys."+name, "want the names of one or more members of the event")
+		}
+	}
+	switch {
+	case s.Kind == event.KindCustom && s.Mapping == nil:
+		bad(".mapping", "missing; a source of kind custom says where its bodies have what: mapping: { type: .kind }")
+	case s.Kind != event.KindCustom && s.Mapping != nil:
+		bad(".mapping", "only sources of kind custom are mapped")
+	case s.Mapping != nil:
+		if _, err := custom.Compile(*s.Mapping); err != nil {
+			for _, e := range flatten(err) {
+				errs = append(errs, fmt.Errorf("%s.%w", path, e))
+			}
+		}
+	}
+	if s.Limits.Body == 0 {
+		s.Limits.Body = defaultMaxBody
+	}
+	if s.Limits.Body < 1024 || s.Limits.Body > maxMaxBody {
+		bad(".limits.body", "want 1KiB to 7MiB")
+	}
+	if s.Limits.Rate < 0 || s.Limits.Rate > 1e6 {
+		bad(".limits.rate", "want up to 1000000/s")
+	}
+	if s.Limits.Concurrency == 0 {
+		s.Limits.Concurrency = defaultConcurrency
+	}
+	if s.Limits.Concurrency < 1 || s.Limits.Concurrency > 10000 {
+		bad(".limits.concurrency", "want 1 to 10000, got %d", s.Limits.Concurrency)
+	}
 	return errors.Join(errs...)
+}
+
+func flatten(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	return []error{err}
+}
+
+func oneOf(words []string) string {
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
 // ValidName says whether name can stand in a URL, a subject and a file alike.

@@ -18,6 +18,7 @@ import (
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/broker/brokertest"
 	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/router/auth"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/schemas/event"
@@ -29,6 +30,9 @@ const (
 	canary = "canary-key-that-must-not-show-up"
 )
 
+// shopKey lets key in.
+var shopKey = auth.Config{AnyOf: []auth.Method{{Key: secret.New(key)}}}
+
 // edge is an ingress that listens, in front of a real broker.
 type edge struct {
 	t      *testing.T
@@ -36,6 +40,7 @@ type edge struct {
 	in     *ingress.Ingress
 	url    string
 	log    *journal
+	reg    *prometheus.Registry
 	posts  int
 }
 
@@ -45,9 +50,9 @@ func config() ingress.Config {
 	return ingress.Config{
 		Since: time.Now().Add(-time.Hour),
 		Sources: []ingress.Source{
-			{Name: "eg", Kind: event.KindEventGrid, NoAuth: true},
-			{Name: "fo", Kind: event.KindFnO, NoAuth: true},
-			{Name: "shop", Kind: event.KindEventGrid, Keys: []secret.String{secret.New(key)}, Origins: []string{"one.example", "eventgrid.azure.net"}},
+			{Name: "eg", Kind: event.KindEventGrid, Auth: auth.Config{None: true}},
+			{Name: "fo", Kind: event.KindFnO, Auth: auth.Config{None: true}},
+			{Name: "shop", Kind: event.KindEventGrid, Auth: shopKey, Origins: []string{"one.example", "eventgrid.azure.net"}},
 		},
 	}
 }
@@ -63,11 +68,14 @@ func newEdge(t *testing.T, b *broker.Broker, cfg ingress.Config) *edge {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &edge{t: t, broker: b, log: &journal{}}
+	e := &edge{t: t, broker: b, log: &journal{}, reg: prometheus.NewRegistry()}
 	log := slog.New(slog.NewTextHandler(e.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	e.in = ingress.New(cfg, pub, ingress.NewMetrics(prometheus.NewRegistry()), func(what, about string, attrs map[string]any) {
+	e.in, err = ingress.New(cfg, pub, ingress.NewMetrics(e.reg), func(what, about string, attrs map[string]any) {
 		log.Info(what, "about", about, "attrs", fmt.Sprint(attrs))
 	}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
 	s := httptest.NewServer(e.in)
 	t.Cleanup(s.Close)
 	e.url = s.URL

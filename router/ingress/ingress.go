@@ -12,32 +12,23 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
-	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/mux"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
+	"github.com/gridfan/gridfan/router/auth"
 	"github.com/gridfan/gridfan/router/publish"
-	"github.com/gridfan/gridfan/schemas/businessevent"
 	"github.com/gridfan/gridfan/schemas/event"
-	"github.com/gridfan/gridfan/schemas/eventgrid"
 )
-
-// parser turns a request body into results; source is the configured name.
-type parser func(source string, header map[string][]string, body []byte) []event.Result
-
-var parsers = map[string]parser{
-	event.KindEventGrid: eventgrid.Parse,
-	event.KindFnO:       businessevent.Parse,
-}
 
 // Report tells the operator what happened; see broker.Broker.Report.
 type Report func(what, about string, attrs map[string]any)
@@ -52,37 +43,65 @@ type Ingress struct {
 	report  Report
 	mux     *mux.Router
 
-	stopping atomic.Bool
+	confirmClient *http.Client
+	confirming    atomic.Int32
+
+	stopOnce sync.Once
+	stopped  chan struct{}
 }
 
 // source is one configured source and what it has done since the start.
 type source struct {
 	Source
+	auth       *auth.Authenticator
+	parser     parser
 	maxBody    int64
 	handshakes *rate.Limiter
+	rate       *rate.Limiter // nil for no limit
+	slots      *semaphore.Weighted
 	refusals   throttle
+	undecided  throttle
+	risk       risk
 	counts     Counts
 	last       atomic.Int64 // Unix milliseconds of the last accepted event
 }
 
 // New makes an Ingress for a valid cfg.
-func New(cfg Config, pub *publish.Publisher, m *Metrics, report Report, log *slog.Logger) *Ingress {
-	in := &Ingress{cfg: cfg, sources: map[string]*source{}, pub: pub, metrics: m, log: log, report: report}
-	for _, s := range cfg.Sources {
-		in.sources[s.Name] = &source{
-			Source:  s,
-			maxBody: min(s.MaxBody, pub.MaxRaw()),
+func New(cfg Config, pub *publish.Publisher, m *Metrics, report Report, log *slog.Logger) (*Ingress, error) {
+	in := &Ingress{
+		cfg: cfg, sources: map[string]*source{}, pub: pub, metrics: m, log: log, report: report,
+		confirmClient: newConfirmClient(), stopped: make(chan struct{}),
+	}
+	keys := auth.NewKeys(nil, log, nil)
+	for _, cfg := range cfg.Sources {
+		s := &source{
+			Source:  cfg,
+			maxBody: min(cfg.Limits.Body, pub.MaxRaw()),
 			// A handshake comes once per event subscription and again when it
 			// changes; ten a second serve the largest deployment.
 			handshakes: rate.NewLimiter(10, 20),
+			slots:      semaphore.NewWeighted(int64(cfg.Limits.Concurrency)),
 		}
-		m.init(s.Name)
+		var err error
+		if s.auth, err = auth.New(cfg.Auth, auth.Deps{Log: log, Keys: keys}); err != nil {
+			return nil, fmt.Errorf("source %q: %w", cfg.Name, err)
+		}
+		if s.parser, err = kinds[cfg.Kind](cfg); err != nil {
+			return nil, fmt.Errorf("source %q: %w", cfg.Name, err)
+		}
+		if cfg.Limits.Rate > 0 {
+			// A burst of two seconds' worth: senders come in bursts.
+			s.rate = rate.NewLimiter(rate.Limit(cfg.Limits.Rate), max(1, int(2*cfg.Limits.Rate)))
+		}
+		in.sources[cfg.Name] = s
+		m.init(cfg.Name, &s.risk)
 	}
 	r := mux.NewRouter()
 	// Stock Azure clients take a redirect for success and lose the event.
 	r.SkipClean(true)
 	r.UseEncodedPath()
 	in.registerIngressRoutes(r)
+	in.registerTopicRoutes(r)
 	r.NotFoundHandler = in.handle(func(http.ResponseWriter, *http.Request) error {
 		return refuse(http.StatusNotFound, "not-found", "there is nothing at this path; events go to /ingress/{source}")
 	})
@@ -91,7 +110,7 @@ func New(cfg Config, pub *publish.Publisher, m *Metrics, report Report, log *slo
 		return refuse(http.StatusMethodNotAllowed, "method-not-allowed", "events are sent by POST")
 	})
 	in.mux = r
-	return in
+	return in, nil
 }
 
 func (in *Ingress) registerIngressRoutes(r *mux.Router) {
@@ -99,14 +118,27 @@ func (in *Ingress) registerIngressRoutes(r *mux.Router) {
 	r.Handle("/ingress/{source}", in.handle(in.handshake)).Methods(http.MethodOptions)
 }
 
+// registerTopicRoutes serves the path that clients of Event Grid namespaces
+// publish to (aznamespaces v1.0.0, recorded 2026-11).
+func (in *Ingress) registerTopicRoutes(r *mux.Router) {
+	r.Handle("/topics/{source:[^/:]+}:publish", in.handle(in.receive)).Methods(http.MethodPost)
+}
+
 func (in *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) { in.mux.ServeHTTP(w, r) }
 
 // Stop makes every further request be answered 503, so that senders come back
 // when the next process is up. Requests under way are finished by the server.
-func (in *Ingress) Stop() { in.stopping.Store(true) }
+func (in *Ingress) Stop() { in.stopOnce.Do(func() { close(in.stopped) }) }
 
 // Stopping says whether Stop was called.
-func (in *Ingress) Stopping() bool { return in.stopping.Load() }
+func (in *Ingress) Stopping() bool {
+	select {
+	case <-in.stopped:
+		return true
+	default:
+		return false
+	}
+}
 
 // handle wraps a handler that returns an error, counts the answer and keeps a
 // panic from costing the process.
@@ -120,10 +152,15 @@ func (in *Ingress) handle(h func(http.ResponseWriter, *http.Request) error) http
 				in.log.Error("panic while serving", "source", name, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 				writeError(rec, retryLater("internal", "an internal error; send it again", 30*time.Second))
 			}
-			in.metrics.requests.WithLabelValues(name, fmt.Sprint(rec.code)).Inc()
-			in.metrics.duration.WithLabelValues(name).Observe(time.Since(start).Seconds())
+			took := time.Since(start)
+			in.metrics.requests.WithLabelValues(name, strconv.Itoa(rec.code)).Inc()
+			in.metrics.duration.WithLabelValues(name).Observe(took.Seconds())
+			// Strangers and their headers are not what Event Grid sees.
+			if s := in.sources[name]; s != nil && rec.known {
+				s.risk.add(r, rec.code, took, time.Now())
+			}
 		}()
-		if in.stopping.Load() {
+		if in.Stopping() {
 			writeError(rec, retryLater("stopping", "this process is stopping; send it again", 5*time.Second))
 			return
 		}
@@ -143,7 +180,8 @@ func (in *Ingress) label(source string) string {
 
 type recorder struct {
 	http.ResponseWriter
-	code int
+	code  int
+	known bool // the sender has shown valid credentials
 }
 
 func (r *recorder) WriteHeader(code int) {
@@ -170,18 +208,12 @@ func (in *Ingress) receive(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if !s.authorised(r) {
-		if n, ok := s.refusals.allow(time.Now()); ok {
-			in.log.Warn("sender refused: no valid key", "source", s.Name, "remote", r.RemoteAddr, "refused_since_last_line", n)
-		}
-		w.Header().Set("WWW-Authenticate", `SharedAccessKey realm="gridfan"`)
-		return refuse(http.StatusUnauthorized, "unauthorized", "send the source's key as header aeg-sas-key or X-Gridfan-Key, as Authorization: SharedAccessKey …, or as query parameter code")
-	}
-	accepted := time.Now()
-	body, err := readBody(w, r, s.maxBody)
+	body, leave, err := in.admit(w, r, s)
 	if err != nil {
 		return err
 	}
+	defer leave()
+	accepted := time.Now()
 	results := parse(s, r.Header, body)
 	statuses, err := in.pub.Publish(r.Context(), publish.Origin{
 		Source: s.Name, Kind: s.Kind, Environment: s.Environment,
@@ -195,30 +227,11 @@ func (in *Ingress) receive(w http.ResponseWriter, r *http.Request) error {
 	return in.answer(w, s, results, statuses)
 }
 
-func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
-	tooLarge := refuse(http.StatusRequestEntityTooLarge, "body-too-large",
-		fmt.Sprintf("the body is over this source's limit of %d bytes; see sources.*.limits.body", limit))
-	if r.ContentLength > limit {
-		return nil, tooLarge
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	var over *http.MaxBytesError
-	switch {
-	case errors.As(err, &over):
-		return nil, tooLarge
-	case err != nil:
-		// The sender went away or was too slow: whoever reads this answer
-		// should repeat.
-		return nil, retryLater("body-incomplete", "the body did not arrive whole; send it again", time.Second)
-	}
-	return body, nil
-}
-
 func parse(s *source, header http.Header, body []byte) []event.Result {
 	if enc := header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
-		return []event.Result{{Raw: body, Fault: event.Faultf(event.FaultEncodedBody, "the body is encoded (Content-Encoding %.32q); only plain bodies are read", enc)}}
+		return []event.Result{{Raw: body, Fault: event.Faultf(event.FaultEncodedBody, "the body is encoded (Content-Encoding %.32q) in a way that is not read, or not what it says; plain bodies and gzip are read", enc)}}
 	}
-	return parsers[s.Kind](s.Name, header, body)
+	return s.parser(s.Name, header, body)
 }
 
 // Reparse reads a body from quarantine as its source would today.
@@ -261,6 +274,10 @@ func (in *Ingress) count(s *source, results []event.Result, statuses []publish.S
 func (in *Ingress) controlled(s *source, c *event.Control) {
 	switch c.Kind {
 	case event.Validation:
+		if s.Validation == ValidateByURL {
+			in.confirm(s, c.ValidationURL)
+			return
+		}
 		in.report("source.validated", s.Name, map[string]any{"by": "validation event"})
 	case event.Deletion:
 		// Whoever did not do this on purpose wants to know at once.
@@ -291,7 +308,7 @@ const maxFaultsShown = 20
 
 func (in *Ingress) answer(w http.ResponseWriter, s *source, results []event.Result, statuses []publish.Status) error {
 	for i := range results {
-		if c := results[i].Control; c != nil && c.Kind == event.Validation {
+		if c := results[i].Control; c != nil && c.Kind == event.Validation && s.Validation == ValidateInAnswer {
 			// A single object, exactly 200: 202 is refused (Event Grid docs,
 			// end-point-validation-event-grid-events-schema; read 2026-11).
 			return writeJSON(w, http.StatusOK, map[string]string{"validationResponse": c.ValidationCode})
@@ -314,37 +331,6 @@ func (in *Ingress) answer(w http.ResponseWriter, s *source, results []event.Resu
 		}
 	}
 	return writeJSON(w, http.StatusOK, body)
-}
-
-// handshake answers OPTIONS: the CloudEvents abuse protection handshake
-// (cloudevents/spec http-webhook.md §4, read 2026-11). It carries no key.
-func (in *Ingress) handshake(w http.ResponseWriter, r *http.Request) error {
-	s, err := in.find(r)
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Allow", "POST, OPTIONS")
-	origin := r.Header.Get("WebHook-Request-Origin")
-	if origin == "" {
-		return writeJSON(w, http.StatusOK, struct{}{})
-	}
-	if !s.allowsOrigin(origin) {
-		if n, ok := s.refusals.allow(time.Now()); ok {
-			in.log.Warn("handshake refused: origin not allowed", "source", s.Name, "origin", shorten(origin), "refused_since_last_line", n)
-		}
-		return refuse(http.StatusUnauthorized, "origin-not-allowed", "this WebHook-Request-Origin is not in the source's push.origins")
-	}
-	if !s.handshakes.Allow() {
-		return retryLater("too-many-handshakes", "too many handshakes; try again", 5*time.Second)
-	}
-	w.Header().Set("WebHook-Allowed-Origin", origin)
-	w.Header().Set("WebHook-Allowed-Rate", "*")
-	in.report("source.validated", s.Name, map[string]any{"by": "handshake", "origin": shorten(origin)})
-	return writeJSON(w, http.StatusOK, struct{}{})
-}
-
-func (s *source) allowsOrigin(origin string) bool {
-	return slices.ContainsFunc(s.Origins, func(o string) bool { return o == "*" || strings.EqualFold(o, origin) })
 }
 
 func shorten(s string) string {
@@ -381,7 +367,8 @@ func keptHeaders(h http.Header) map[string]string {
 		name = strings.ToLower(name)
 		switch {
 		case name == "content-type", name == "content-encoding", name == "user-agent",
-			strings.HasPrefix(name, "ce-"), strings.HasPrefix(name, "webhook-"),
+			strings.HasPrefix(name, "ce-"), strings.HasPrefix(name, "x-ms-dynamics-"),
+			strings.HasPrefix(name, "webhook-") && name != "webhook-signature",
 			strings.HasPrefix(name, "aeg-") && !strings.HasPrefix(name, "aeg-sas"):
 			v := values[0]
 			if len(v) > maxValue {

@@ -1,6 +1,11 @@
 package ingress
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // Metrics are the ingress's own; docs/metrics.md describes them.
 type Metrics struct {
@@ -8,6 +13,7 @@ type Metrics struct {
 	duration    *prometheus.HistogramVec
 	events      *prometheus.CounterVec
 	sourceDelay *prometheus.HistogramVec
+	risks       *riskMetrics
 }
 
 // delayBuckets reach from a push that came at once to a replay of last week.
@@ -31,13 +37,49 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Buckets: delayBuckets,
 		}, []string{"source"}),
 	}
-	reg.MustRegister(m.requests, m.duration, m.events, m.sourceDelay)
+	m.risks = &riskMetrics{
+		of: map[string]*risk{},
+		share: prometheus.NewDesc("gridfan_ingress_failed_share",
+			"Share of the requests of the last five minutes that Event Grid would count as failed: not 200 to 204, or slower than 30 seconds.",
+			[]string{"source"}, nil),
+		deliveries: prometheus.NewDesc("gridfan_ingress_delivery_count",
+			"Highest aeg-delivery-count of the last five minutes: how often Event Grid had to repeat.",
+			[]string{"source"}, nil),
+	}
+	reg.MustRegister(m.requests, m.duration, m.events, m.sourceDelay, m.risks)
 	return m
+}
+
+// riskMetrics shows the sources as Event Grid sees them; see risk.
+type riskMetrics struct {
+	share, deliveries *prometheus.Desc
+
+	mu sync.Mutex // guards of
+	of map[string]*risk
+}
+
+func (m *riskMetrics) Describe(ch chan<- *prometheus.Desc) {
+	ch <- m.share
+	ch <- m.deliveries
+}
+
+func (m *riskMetrics) Collect(ch chan<- prometheus.Metric) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	for source, k := range m.of {
+		share, deliveries := k.read(now)
+		ch <- prometheus.MustNewConstMetric(m.share, prometheus.GaugeValue, share, source)
+		ch <- prometheus.MustNewConstMetric(m.deliveries, prometheus.GaugeValue, float64(deliveries), source)
+	}
 }
 
 // init makes a source's series exist from the start, so that rate() works on
 // the first event.
-func (m *Metrics) init(source string) {
+func (m *Metrics) init(source string, k *risk) {
+	m.risks.mu.Lock()
+	m.risks.of[source] = k
+	m.risks.mu.Unlock()
 	for _, result := range []string{"received", "published", "duplicate", "quarantined", "control"} {
 		m.events.WithLabelValues(source, result)
 	}

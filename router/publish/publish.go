@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -39,6 +40,12 @@ const (
 const (
 	maxInFlight  = 4096
 	maxQueueWait = 5 * time.Second
+	// maxShare is what one source may have of them: with one disk sync for each,
+	// what it has on its way holds others up for less than a second.
+	maxShare = 1024
+	// slice is how many events of one request go together. Event Grid sends up
+	// to 5,000 at once, between which others must have their turn.
+	slice = 256
 )
 
 // ackTimeout is how long one publish may wait for its ack. A sender of Event
@@ -88,6 +95,9 @@ type Publisher struct {
 	quarantine jetstream.Stream
 	maxPayload int
 	slots      *semaphore.Weighted
+
+	mu     sync.Mutex // guards shares
+	shares map[string]*semaphore.Weighted
 }
 
 // New makes a Publisher with a connection of its own.
@@ -110,6 +120,7 @@ func New(ctx context.Context, b *broker.Broker) (*Publisher, error) {
 		conn: nc, js: js, stream: stream, quarantine: quarantine,
 		maxPayload: int(b.MaxPayload()),
 		slots:      semaphore.NewWeighted(maxInFlight),
+		shares:     map[string]*semaphore.Weighted{},
 	}, nil
 }
 
@@ -132,14 +143,28 @@ func (p *Publisher) Publish(ctx context.Context, o Origin, results []event.Resul
 		// long after the sender has stopped waiting.
 		return nil, ErrBroker
 	}
-	n := int64(min(len(results), maxInFlight))
-	if err := p.acquire(ctx, n); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, maxQueueWait+publishTimeout)
+	defer cancel()
+	statuses := make([]Status, 0, len(results))
+	for first := true; len(results) > 0; first = false {
+		n := min(len(results), slice)
+		got, err := p.publishSlice(ctx, o, results[:n], first)
+		statuses = append(statuses, got...)
+		if err != nil {
+			return statuses, err
+		}
+		results = results[n:]
+	}
+	return statuses, nil
+}
+
+// publishSlice stores so many results as may be on their way together.
+func (p *Publisher) publishSlice(ctx context.Context, o Origin, results []event.Result, first bool) ([]Status, error) {
+	release, err := p.acquire(ctx, o.Source, int64(len(results)), first)
+	if err != nil {
 		return nil, err
 	}
-	defer p.slots.Release(n)
-	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
-	defer cancel()
-
+	defer release()
 	pending := make([]publishing, len(results))
 	for i := range results {
 		pending[i] = p.start(ctx, o, &results[i])
@@ -156,13 +181,30 @@ func (p *Publisher) Publish(ctx context.Context, o Origin, results []event.Resul
 	return statuses, failed
 }
 
-func (p *Publisher) acquire(ctx context.Context, n int64) error {
-	ctx, cancel := context.WithTimeout(ctx, maxQueueWait)
-	defer cancel()
-	if p.slots.Acquire(ctx, n) != nil {
-		return ErrOverloaded
+// acquire takes n slots of the source's share and of all. A source that sends
+// more than its share waits for itself; the first slice of a request is turned
+// away when it would wait for long.
+func (p *Publisher) acquire(ctx context.Context, source string, n int64, first bool) (release func(), err error) {
+	if first {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, maxQueueWait)
+		defer cancel()
 	}
-	return nil
+	p.mu.Lock()
+	own := p.shares[source]
+	if own == nil {
+		own = semaphore.NewWeighted(maxShare)
+		p.shares[source] = own
+	}
+	p.mu.Unlock()
+	if own.Acquire(ctx, n) != nil {
+		return nil, ErrOverloaded
+	}
+	if p.slots.Acquire(ctx, n) != nil {
+		own.Release(n)
+		return nil, ErrOverloaded
+	}
+	return func() { p.slots.Release(n); own.Release(n) }, nil
 }
 
 // publishing is one result on its way.
@@ -192,9 +234,7 @@ func (p *Publisher) start(ctx context.Context, o Origin, r *event.Result) publis
 	return publishing{result: r, event: e, future: f, err: err}
 }
 
-// send publishes m without waiting for its ack. A request may hold more events
-// than may be on their way (Event Grid sends up to 5,000 at once); the next one
-// then waits for an ack to arrive.
+// send publishes m without waiting for its ack.
 func (p *Publisher) send(ctx context.Context, m *nats.Msg) (jetstream.PubAckFuture, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

@@ -2,9 +2,11 @@ package publish_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -203,4 +205,52 @@ func TestBrokerGone(t *testing.T) {
 	if _, err := p.Publish(t.Context(), origin("prod", "e"), []event.Result{result("1", "1")}); !errors.Is(err, publish.ErrBroker) {
 		t.Errorf("got %v, want ErrBroker", err)
 	}
+}
+
+// A source that floods waits for itself: another one's events get through.
+func TestFloodDoesNotStarveOthers(t *testing.T) {
+	b := brokertest.New(t)
+	p := newPublisher(t, b)
+	ctx, stop := context.WithCancel(t.Context())
+	var flooding sync.WaitGroup
+	for f := range 20 {
+		flooding.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				batch := make([]event.Result, 2000)
+				for i := range batch {
+					batch[i] = result(fmt.Sprintf("f%d-%d-%d", f, n, i), "1")
+				}
+				// Its own senders are turned away now and then, as they should.
+				_, err := p.Publish(ctx, origin("flood", "flood"), batch)
+				if err != nil && ctx.Err() == nil && !errors.Is(err, publish.ErrOverloaded) && !errors.Is(err, publish.ErrBroker) {
+					t.Errorf("flood: %v", err)
+				}
+			}
+		})
+	}
+	defer flooding.Wait()
+	defer stop()
+	s, err := b.JetStream().Stream(t.Context(), broker.StreamEvents)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		info, err := s.Info(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.State.Msgs > 500 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond) // sleep: polling; the flood is on its way
+	}
+	var slowest time.Duration
+	for i := range 10 {
+		start := time.Now()
+		if _, err := p.Publish(t.Context(), origin("quiet", "quiet"), []event.Result{result(fmt.Sprint(i), "1")}); err != nil {
+			t.Errorf("event %d of the quiet source: %v", i, err)
+		}
+		slowest = max(slowest, time.Since(start))
+	}
+	t.Logf("slowest event of the quiet source: %v", slowest)
 }

@@ -34,8 +34,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
-
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/schemas/eventgrid"
 	"github.com/gridfan/gridfan/schemas/rawjson"
@@ -61,70 +59,15 @@ func Parse(source string, header map[string][]string, body []byte) []event.Resul
 	}
 	results := make([]event.Result, len(elems))
 	for i, raw := range elems {
-		results[i] = parseElement(source, header, raw)
+		results[i] = eventgrid.ParseInside(source, header, raw, func(flat []byte, members []rawjson.Member, env *event.Event) event.Result {
+			return build(source, flat, members, env)
+		})
 		results[i].Raw = raw
 	}
 	return results
 }
 
-func parseElement(source string, header map[string][]string, raw []byte) event.Result {
-	members, err := rawjson.Members(raw)
-	if err != nil {
-		return fault(event.Faultf(event.FaultNotEvent, "%v", err))
-	}
-	if !wrapped(members) {
-		return build(source, raw, members, nil)
-	}
-	r := eventgrid.ParseElement(source, header, raw)
-	if r.Event == nil {
-		return r
-	}
-	flat, members, f := unwrap(r.Event)
-	if f != nil {
-		return fault(f)
-	}
-	return build(source, flat, members, r.Event)
-}
-
 func fault(f *event.Fault) event.Result { return event.Result{Fault: f} }
-
-// wrapped says whether members are an envelope's. A contract could well have a
-// member named eventType, so that alone does not decide.
-func wrapped(members []rawjson.Member) bool {
-	var eventType, inside bool
-	for _, m := range members {
-		switch m.Name {
-		case "specversion":
-			if !rawjson.IsNull(m.Value) {
-				return true
-			}
-		case "eventType":
-			eventType = true
-		case "data", "topic":
-			inside = true
-		}
-	}
-	return eventType && inside
-}
-
-// unwrap gives the object in an envelope's data. F&O puts it there as a string
-// (chrismckelt/blog, configure-d365-fo-and-event-grid, a capture of 2019; read
-// 2026-11).
-func unwrap(env *event.Event) (flat []byte, members []rawjson.Member, f *event.Fault) {
-	flat = env.Data
-	if s, ok := rawjson.Text(flat); ok && env.DataJSON {
-		flat = []byte(s)
-	}
-	elems, array, err := rawjson.Elements(flat)
-	if err != nil || array || elems[0][0] != '{' {
-		return nil, nil, notBusinessEvent(true)
-	}
-	members, err = rawjson.Members(elems[0])
-	if err != nil {
-		return nil, nil, event.Faultf(event.FaultNotEvent, "data: %v", err)
-	}
-	return elems[0], members, nil
-}
 
 // notBusinessEvent tells an operator what this source is for: most often a
 // subscription was pointed at the wrong one.
@@ -138,9 +81,9 @@ func notBusinessEvent(inEnvelope bool) *event.Fault {
 // build makes the event from the flat object and its envelope, nil if it came
 // without one.
 func build(source string, flat []byte, members []rawjson.Member, env *event.Event) event.Result {
-	known := func(name string) bool { return find(members, name) != nil }
+	known := func(name string) bool { return rawjson.Find(members, name) != nil }
 	if !known("BusinessEventId") && known("PrimaryEntityName") && (known("InputParameters") || known("MessageName")) {
-		return fault(event.Faultf(event.FaultUnsupported, "Dataverse event; a source of kind fno takes F&O business events, and Dataverse's execution contexts are not understood here yet"))
+		return fault(event.Faultf(event.FaultUnsupported, "a Dataverse execution context, where a business event was expected; sources of kind dataverse take these"))
 	}
 	if !known("BusinessEventId") && !known("EventId") && !known("ControlNumber") {
 		return fault(notBusinessEvent(env != nil))
@@ -165,8 +108,8 @@ func build(source string, flat []byte, members []rawjson.Member, env *event.Even
 	}
 
 	data := rawjson.RewriteStrings(flat, rfc3339)
-	if tooDeep(data) {
-		return fault(event.Faultf(event.FaultInvalid, "the JSON is nested deeper than an event can carry"))
+	if f := event.CheckDepth(data); f != nil {
+		return fault(f)
 	}
 	e := &event.Event{
 		ID:              eventID,
@@ -174,6 +117,7 @@ func build(source string, flat []byte, members []rawjson.Member, env *event.Even
 		Type:            name,
 		Time:            occurred(members),
 		DataContentType: "application/json",
+		DataSchema:      SchemaID,
 		Data:            data,
 		DataJSON:        true,
 	}
@@ -204,7 +148,7 @@ func build(source string, flat []byte, members []rawjson.Member, env *event.Even
 		e.Set(event.ExtPartitionKey, e.Subject)
 	}
 	if err := e.Validate(); err != nil {
-		return fault(event.Faultf(event.FaultInvalid, "%s", strings.ReplaceAll(err.Error(), "\n", "; ")))
+		return fault(event.FaultOf(err))
 	}
 	r := event.Result{
 		Event: e,
@@ -242,15 +186,17 @@ func mergeEnvelope(e, env *event.Event, defaultSource string) {
 	case e.ID == "":
 		e.ID = id
 	case normalID(id) != e.ID:
-		keep(e, "envelopeid", id)
+		eventgrid.Keep(e, "envelopeid", id)
 	}
 	if !strings.EqualFold(env.Type, e.Type) {
-		keep(e, "envelopetype", env.Type)
+		eventgrid.Keep(e, "envelopetype", env.Type)
 	}
 	if env.Source != defaultSource && !strings.EqualFold(env.Source, e.Source) {
-		keep(e, "envelopesource", env.Source)
+		eventgrid.Keep(e, "envelopesource", env.Source)
 	}
-	keep(e, "envelopedataschema", env.DataSchema)
+	if env.DataSchema != SchemaID {
+		eventgrid.Keep(e, "envelopedataschema", env.DataSchema)
+	}
 }
 
 // own sets an extension that is read from the flat object. If the envelope's
@@ -260,37 +206,51 @@ func own(e *event.Event, name, value string) {
 		return
 	}
 	if sent := e.Get(name); sent != "" && !strings.EqualFold(sent, value) {
-		keep(e, "envelope"+name, sent)
+		eventgrid.Keep(e, "envelope"+name, sent)
 	}
 	e.Set(name, value)
 }
 
-// keep adds an extension. If the sender used its name already, as another
-// gridfan in front of this one does, both stay: see event.Event.Unmapped.
-func keep(e *event.Event, name, value string) {
-	if value == "" {
-		return
+// SetBusinessKey makes the values of members of e's data its subject and
+// partition key, joined by "/": the purchase order a confirmation is about, for
+// one. The subject that the sender gave is kept as extension "envelopesubject".
+// Without members, or when one of them is not there or no scalar, e stays as it
+// is and the answer is false.
+func SetBusinessKey(e *event.Event, members []string) bool {
+	if len(members) == 0 {
+		return false
 	}
-	quoted, _ := jsontext.AppendQuote(nil, value)
-	members := []rawjson.Member{{Name: name, Value: quoted}}
-	if before := e.Get("unmapped"); before != "" && e.Get(name) != "" {
-		quoted, _ := jsontext.AppendQuote(nil, before)
-		members = append(members, rawjson.Member{Name: "unmapped", Value: quoted})
+	all, err := rawjson.Members(e.Data)
+	if err != nil {
+		return false
 	}
-	e.Unmapped(members)
-}
-
-// find gives the value of a member, nil if there is none.
-func find(members []rawjson.Member, name string) []byte {
-	for _, m := range members {
-		if m.Name == name {
-			return m.Value
+	var parts []string
+	for _, name := range members {
+		v := rawjson.Find(all, name)
+		if v == nil || rawjson.IsNull(v) || v[0] == '{' || v[0] == '[' {
+			return false
 		}
+		s, ok := rawjson.Text(v)
+		if !ok {
+			s = string(v) // a number's digits as they came
+		}
+		parts = append(parts, s)
 	}
-	return nil
+	key := strings.Join(parts, "/")
+	if key == "" {
+		return false
+	}
+	if e.Subject != "" && e.Subject != key {
+		eventgrid.Keep(e, "envelopesubject", e.Subject)
+	}
+	if e.Get(event.ExtPartitionKey) == e.Subject {
+		e.Set(event.ExtPartitionKey, key)
+	}
+	e.Subject = key
+	return true
 }
 
-// findFold is find without regard to case.
+// findFold is rawjson.Find without regard to case.
 func findFold(members []rawjson.Member, name string) []byte {
 	for _, m := range members {
 		if strings.EqualFold(m.Name, name) {
@@ -302,7 +262,7 @@ func findFold(members []rawjson.Member, name string) []byte {
 
 // text gives a string member; absent and null are empty, all else is a fault.
 func text(members []rawjson.Member, name string) (string, *event.Fault) {
-	v := find(members, name)
+	v := rawjson.Find(members, name)
 	if v == nil || rawjson.IsNull(v) {
 		return "", nil
 	}
@@ -315,7 +275,7 @@ func text(members []rawjson.Member, name string) (string, *event.Fault) {
 
 // textOf gives a string member, and an empty string for any other value.
 func textOf(members []rawjson.Member, name string) string {
-	s, _ := rawjson.Text(find(members, name))
+	s, _ := rawjson.Text(rawjson.Find(members, name))
 	return s
 }
 
@@ -420,7 +380,7 @@ func legalEntity(members []rawjson.Member) string {
 			}
 		}
 	}
-	return targetEntity(find(members, "InputParameters"))
+	return targetEntity(rawjson.Find(members, "InputParameters"))
 }
 
 // targetEntity finds the company among the columns of the record that a data
@@ -431,7 +391,7 @@ func targetEntity(parameters []byte) string {
 	if err != nil {
 		return ""
 	}
-	attributes := find(target, "Attributes")
+	attributes := rawjson.Find(target, "Attributes")
 	for _, column := range []string{"dataAreaId", "mserp_dataareaid"} {
 		if s, _ := rawjson.Text(pair(attributes, column)); s != "" {
 			return s
@@ -478,26 +438,9 @@ func subjectEntity(subject, businessEventID string) string {
 // controlNumber gives ControlNumber's digits. It grows with time but has gaps
 // and is not a true sequence; 0 stands in samples only.
 func controlNumber(members []rawjson.Member) string {
-	s := string(find(members, "ControlNumber"))
+	s := string(rawjson.Find(members, "ControlNumber"))
 	if n, err := strconv.ParseInt(s, 10, 64); err != nil || n == 0 {
 		return ""
 	}
 	return s
-}
-
-// tooDeep says whether data could not be read again from inside a CloudEvent in
-// a batch, which is two levels deeper.
-func tooDeep(data []byte) bool {
-	const safe = 5000 // half of what the JSON decoder takes
-	opening := 0
-	for _, c := range data {
-		if c == '{' || c == '[' {
-			opening++
-		}
-	}
-	if opening < safe {
-		return false
-	}
-	_, _, err := rawjson.Elements(slices.Concat([]byte("[["), data, []byte("]]")))
-	return err != nil
 }

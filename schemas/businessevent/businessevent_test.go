@@ -1,7 +1,6 @@
 package businessevent_test
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -10,35 +9,17 @@ import (
 
 	"github.com/gridfan/gridfan/schemas/businessevent"
 	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/schemas/schematest"
 )
-
-// brief shows a result on one line: the event's JSON, the control or the fault.
-func brief(r event.Result) string {
-	switch {
-	case r.Event != nil:
-		return string(r.Event.JSON())
-	case r.Control != nil:
-		return fmt.Sprintf("%s %s%s", r.Control.Kind, r.Control.ValidationCode, r.Control.Subscription)
-	}
-	return r.Fault.Error()
-}
-
-func briefs(results []event.Result) []string {
-	var all []string
-	for _, r := range results {
-		all = append(all, brief(r))
-	}
-	return all
-}
 
 // one parses a body of one element that must give an event.
 func one(t *testing.T, body string) event.Result {
 	t.Helper()
 	r := businessevent.Parse("src", nil, []byte(body))
 	if len(r) != 1 || r[0].Event == nil {
-		t.Fatalf("%.200s\nno event: %.500s", body, briefs(r))
+		t.Fatalf("%.200s\nno event: %.500s", body, schematest.Briefs(r))
 	}
-	check(t, r[0])
+	invariants.Check(t, r[0])
 	return r[0]
 }
 
@@ -50,7 +31,7 @@ func TestFaultsAndControls(t *testing.T) {
 		notFlat  = `not-an-event: neither BusinessEventId nor EventId is there; a source of kind fno takes F&O business events, bare or in an Event Grid or CloudEvents envelope`
 		notInner = `not-an-event: data is no F&O business event; this source's kind is fno, and kind eventgrid is for other events`
 		neither  = `missing-member: BusinessEventId and EventId are both missing or empty; F&O sends both with every business event`
-		context  = `unsupported: Dataverse event; a source of kind fno takes F&O business events, and Dataverse's execution contexts are not understood here yet`
+		context  = `unsupported: a Dataverse execution context, where a business event was expected; sources of kind dataverse take these`
 	)
 	tests := []struct {
 		name, body string
@@ -92,7 +73,7 @@ func TestFaultsAndControls(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := briefs(businessevent.Parse("src", nil, []byte(tt.body)))
+			got := schematest.Briefs(businessevent.Parse("src", nil, []byte(tt.body)))
 			if d := cmp.Diff(tt.want, got); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
@@ -255,10 +236,10 @@ func TestContentID(t *testing.T) {
 // identity and data.
 func TestOneEventByThreeRoads(t *testing.T) {
 	var all []event.Result
-	for _, g := range goldens(t) {
-		switch g.name {
+	for _, g := range schematest.Load(t) {
+		switch g.Name {
 		case "cust-free-text-invoice-posted", "eventgrid-free-text-invoice-array-assembled", "eventgrid-free-text-invoice-object-data-assembled":
-			all = append(all, one(t, string(g.body)))
+			all = append(all, one(t, string(g.Body)))
 		}
 	}
 	if len(all) != 3 {

@@ -49,6 +49,7 @@ const (
 	ExtRecordedTime = "recordedtime" // when gridfan accepted it, RFC 3339
 	ExtOriginalID   = "originalid"   // the sender's id, where it was reused
 	ExtTraceParent  = "traceparent"
+	ExtMatchKey     = "matchkey" // what a pushed and a polled event of one change share
 )
 
 // Extension is one extension attribute.
@@ -196,6 +197,8 @@ type Control struct {
 	Kind ControlKind
 	// ValidationCode is what a validation must be answered with.
 	ValidationCode string
+	// ValidationURL answers a validation too, when it is fetched.
+	ValidationURL string
 	// Subscription names the event subscription a deletion speaks of.
 	Subscription string
 }

@@ -18,8 +18,11 @@ const MaxSubject = 512
 
 // Kinds of sources, the second token of a subject.
 const (
-	KindFnO       = "fno"
-	KindEventGrid = "eventgrid"
+	KindCloudEvents = "cloudevents"
+	KindCustom      = "custom"
+	KindDataverse   = "dataverse"
+	KindEventGrid   = "eventgrid"
+	KindFnO         = "fno"
 )
 
 // Subject builds events.<kind>.<source>.<scope>.<name…>. The dots of name

@@ -21,7 +21,6 @@
 package eventgrid
 
 import (
-	"errors"
 	"strings"
 
 	"github.com/gridfan/gridfan/schemas/event"
@@ -87,7 +86,7 @@ func ParseElement(source string, header map[string][]string, raw []byte) event.R
 		err = unknown(header)
 	}
 	if err != nil {
-		r.Fault = faultOf(err)
+		r.Fault = event.FaultOf(err)
 		return r
 	}
 	if r.Control, r.Fault = control(e); r.Control != nil || r.Fault != nil {
@@ -97,7 +96,7 @@ func ParseElement(source string, header map[string][]string, raw []byte) event.R
 		e.Set(event.ExtPartitionKey, e.Subject)
 	}
 	if err := e.Validate(); err != nil {
-		r.Fault = faultOf(err)
+		r.Fault = event.FaultOf(err)
 		return r
 	}
 	r.Event = e
@@ -141,7 +140,7 @@ func schemaOf(members []rawjson.Member) schema {
 func unknown(header map[string][]string) *event.Fault {
 	for name := range header {
 		if strings.EqualFold(name, "ce-specversion") {
-			return event.Faultf(event.FaultUnsupported, "CloudEvents in binary mode (ce- headers) are not understood; send application/cloudevents+json")
+			return event.Faultf(event.FaultUnsupported, "CloudEvents in binary mode (ce- headers); sources of kind cloudevents take these, this one application/cloudevents+json")
 		}
 	}
 	return event.Faultf(event.FaultNotEvent, "neither eventType (Event Grid schema) nor specversion (CloudEvents) is there; send one of these schemas")
@@ -237,7 +236,7 @@ func control(e *event.Event) (*event.Control, *event.Fault) {
 		case len(code) > maxValidationCode:
 			return nil, event.Faultf(event.FaultControlFailed, "data.validationCode has %d bytes; at most %d are echoed", len(code), maxValidationCode)
 		}
-		return &event.Control{Kind: event.Validation, ValidationCode: code}, nil
+		return &event.Control{Kind: event.Validation, ValidationCode: code, ValidationURL: dataText(e, "validationUrl")}, nil
 	case strings.EqualFold(e.Type, typeDeletion):
 		return &event.Control{Kind: event.Deletion, Subscription: dataText(e, "eventSubscriptionId")}, nil
 	}
@@ -253,19 +252,6 @@ func dataText(e *event.Event, name string) string {
 	if err != nil {
 		return ""
 	}
-	for _, m := range members {
-		if m.Name == name {
-			s, _ := rawjson.Text(m.Value)
-			return s
-		}
-	}
-	return ""
-}
-
-func faultOf(err error) *event.Fault {
-	var f *event.Fault
-	if errors.As(err, &f) {
-		return f
-	}
-	return event.Faultf(event.FaultInvalid, "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
+	s, _ := rawjson.Text(rawjson.Find(members, name))
+	return s
 }

@@ -136,6 +136,16 @@ func Members(obj []byte) ([]Member, error) {
 	return dedupe(members)
 }
 
+// Find gives the value of the first member of that name, nil if there is none.
+func Find(members []Member, name string) []byte {
+	for _, m := range members {
+		if m.Name == name {
+			return m.Value
+		}
+	}
+	return nil
+}
+
 func dedupe(members []Member) ([]Member, error) {
 	seen := make(map[string]int, len(members))
 	out := members[:0]

@@ -49,6 +49,7 @@ func NewHandler(p Parts, token secret.String) http.Handler {
 	api.Handle("POST /api/v1/subscribers/{name}/pause", handle(s.pause(true)))
 	api.Handle("POST /api/v1/subscribers/{name}/resume", handle(s.pause(false)))
 	s.quarantineRoutes(api)
+	schemaRoutes(api)
 	api.Handle("GET /metrics", promhttp.HandlerFor(p.Gatherer, promhttp.HandlerOpts{}))
 	api.Handle("/", handle(func(http.ResponseWriter, *http.Request) (any, error) {
 		return nil, problem(http.StatusNotFound, "not-found", "there is nothing at this path; the API is under /api/v1/, see docs/admin-api.md")

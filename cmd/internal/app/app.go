@@ -5,6 +5,7 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -83,6 +84,15 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	}
 	a.onStop("admin listener", func(context.Context) error { return ignoreClosed(a.admin.Close()) })
 
+	public := a.public
+	if cfg.Listen.TLS != nil {
+		t, err := newTLS(*cfg.Listen.TLS, a.log)
+		if err != nil {
+			return err
+		}
+		public = tls.NewListener(a.public, t)
+	}
+
 	a.broker, err = broker.Open(ctx, cfg.Broker, a.log)
 	if err != nil {
 		return err
@@ -122,8 +132,11 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	in := ingress.New(ingress.Config{Sources: cfg.Sources, Since: started}, publisher,
-		ingress.NewMetrics(metrics), a.broker.Report, a.log)
+	in, err := ingress.New(ingress.Config{Sources: cfg.Sources, TrustedProxies: cfg.Listen.TrustedProxies, Since: started},
+		publisher, ingress.NewMetrics(metrics), a.broker.Report, a.log)
+	if err != nil {
+		return err
+	}
 	held, err := quarantine.Open(ctx, a.broker, publisher, in.Reparse)
 	if err != nil {
 		return err
@@ -131,7 +144,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 
 	probes := http.NewServeMux()
 	admin.Probes(probes, a.broker, in.Stopping)
-	a.serve("public", a.public, &http.Server{
+	a.serve("public", public, &http.Server{
 		Handler: withProbes(probes, in),
 		// A sender that dawdles over its headers or body holds a connection
 		// and no more: Event Grid itself gives up after 30 seconds.

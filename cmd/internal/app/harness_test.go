@@ -66,7 +66,13 @@ func start(t testing.TB, parts ...string) *gridfan {
 // run starts gridfan on the store it has.
 func (g *gridfan) run(parts ...string) {
 	g.t.Helper()
-	a, err := app.New(context.Background(), parse(g.t, g.dir, parts...), app.Options{Version: "test", Log: g.log, Grace: g.grace})
+	g.runWith(parse(g.t, g.dir, parts...))
+}
+
+// runWith is run with a configuration of the test's own.
+func (g *gridfan) runWith(cfg *config.Config) {
+	g.t.Helper()
+	a, err := app.New(context.Background(), cfg, app.Options{Version: "test", Log: g.log, Grace: g.grace})
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -44,12 +45,26 @@ type Config struct {
 type Listen struct {
 	// Public is the address of the ingress. Default ":8080".
 	Public string
+	// TLS makes the public listener speak HTTPS. Nil means plain HTTP, for a
+	// proxy in front.
+	TLS *TLS
+	// TrustedProxies are networks whose X-Forwarded-For is believed.
+	TrustedProxies []netip.Prefix
 	// Admin is the address of the admin API and metrics. Default
 	// "127.0.0.1:8081".
 	Admin string
 	// AdminToken is asked of everybody who uses the admin API. It can only be
 	// left out while Admin is a loopback address.
 	AdminToken secret.String
+}
+
+// TLS names the files of the public listener's certificate. They are read again
+// when they change.
+type TLS struct {
+	Cert, Key string // PEM files
+	// ClientCA is a PEM file of authorities whose client certificates are
+	// verified. Empty: none are asked for.
+	ClientCA string
 }
 
 // minToken is 96 bits of base64: out of reach for guessing.
@@ -76,6 +91,19 @@ func (l *Listen) Validate() error {
 	}
 	if n := len(l.AdminToken.Reveal()); n > 0 && n < minToken {
 		errs = append(errs, fmt.Errorf("listen.admin.token: want at least %d characters", minToken))
+	}
+	if t := l.TLS; t != nil {
+		file := func(key, path, missing string) {
+			switch {
+			case path == "" && missing != "":
+				errs = append(errs, fmt.Errorf("listen.public.tls.%s: missing; %s", key, missing))
+			case strings.ContainsAny(path, "\n\r") || strings.Contains(path, "-----BEGIN"):
+				errs = append(errs, fmt.Errorf("listen.public.tls.%s: want the path of a PEM file, not its content; write /run/secrets/tls.pem, not ${file:/run/secrets/tls.pem}", key))
+			}
+		}
+		file("cert", t.Cert, "want the path of a PEM file with the certificate and those of its issuers")
+		file("key", t.Key, "want the path of a PEM file with the certificate's key")
+		file("clientCA", t.ClientCA, "")
 	}
 	return errors.Join(errs...)
 }

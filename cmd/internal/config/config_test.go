@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,11 +14,14 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/router/auth"
 	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/schemas/custom"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/webhook"
@@ -31,13 +35,19 @@ const creds = "-----BEGIN NATS USER JWT-----\njwt\n------END NATS USER JWT------
 var fake = Lookup{
 	Env: func(name string) (string, bool) {
 		v, ok := map[string]string{
-			"KEY":   "key-key-key-key-key",
-			"TOKEN": "token-token-token",
-			"HOST":  "wms.example.com",
-			"CODE":  "canary-code-in-url",
-			"EIGHT": "8",
-			"EMPTY": "",
-			"WRONG": "canary-wrong-value",
+			"KEY":    "key-key-key-key-key",
+			"SAS":    "c2FzLXNhcy1zYXMtc2FzLQ==",
+			"HMAC":   "hmac-hmac-hmac-hmac",
+			"WHSEC":  "whsec_d2hzZWMtd2hzZWMtd2hzZWMtd2hzZWM=",
+			"SHA256": strings.Repeat("ab:", 31) + "ab",
+			"NET":    "10.20.0.0/16",
+			"PEM":    "-----BEGIN PRIVATE KEY-----\ncanary\n-----END PRIVATE KEY-----\n",
+			"TOKEN":  "token-token-token",
+			"HOST":   "wms.example.com",
+			"CODE":   "canary-code-in-url",
+			"EIGHT":  "8",
+			"EMPTY":  "",
+			"WRONG":  "canary-wrong-value",
 		}[name]
 		return v, ok
 	},
@@ -113,7 +123,10 @@ func outcome(c *Config, err error) string {
 // exclude each other.
 const everything = `
 listen:
-  public: { addr: ":9000" }
+  public:
+    addr: ":9000"
+    tls: { cert: /etc/gridfan/tls.crt, key: tls.key, clientCA: "${env:HOST}.pem" }
+    trustedProxies: [ "${env:NET}", 192.0.2.7, "2001:db8::/32" ]
   admin: { addr: "0.0.0.0:9001", token: "${env:TOKEN}" }
 broker:
   embedded: { dir: /var/lib/gridfan, listen: none }
@@ -125,12 +138,59 @@ sources:
     pattern: push
     rationale: A truck waits for it.
     push:
-      auth: { anyOf: [ { key: "${env:KEY}" }, { key: "${file:/run/secrets/key}" } ] }
+      auth:
+        anyOf:
+          - key: "${env:KEY}"
+          - key: "${file:/run/secrets/key}"
+          - sas: { keys: [ "${env:SAS}" ], resource: https://events.example.com/ingress/prod }
+          - sas: { keys: "${env:SAS}" }
+          - entra:
+              tenant: 11111111-2222-3333-4444-555555555555
+              audience: [ api://gridfan, 66666666-7777-8888-9999-000000000000 ]
+              roles: Events.Send
+              callers: [ eventgrid, any ]
+              authority: https://login.microsoftonline.us
+          - entra: { tenant: 11111111-2222-3333-4444-555555555555, audience: api://gridfan }
+        allow: [ 10.0.0.0/8, "2001:db8::1" ]
       origins: [ "*" ]
-    limits: { body: 1MiB }
+      subscriptions: [ fo-events ]
+      validation: url
+    businessKeys:
+      CustomerChanged: CustomerAccount
+      "Odd: name. [0]": [ dataAreaId, InvoiceId ]
+    limits: { body: 1MiB, rate: 6000/m, concurrency: 16 }
   files:
     kind: eventgrid
     push: { auth: none }
+  lab:
+    kind: cloudevents
+    push: { auth: { none: true, allow: [ 127.0.0.1 ] } }
+    limits: { rate: 9000/h }
+  power:
+    kind: dataverse
+    push: { auth: { anyOf: [ { mtls: { cn: power, dns: [ a.example.com, b.example.com ], uri: "spiffe://x/y", sha256: "${env:SHA256}" } } ] } }
+    limits: { rate: 200/s }
+  shop:
+    kind: custom
+    push:
+      auth:
+        anyOf:
+          - hmac: { preset: github, secrets: "${env:HMAC}" }
+          - hmac: { preset: standard-webhooks, secrets: [ "${env:WHSEC}" ], tolerance: 2m }
+          - hmac: { secrets: [ "${env:HMAC}", "${file:/run/secrets/key}" ], header: X-Signature, algorithm: sha512, encoding: base64, prefix: "v0=" }
+    mapping:
+      each: .orders[]
+      id: .orderId
+      type: '"order." + .status'
+      time: .changed | todate
+      scope: .shop
+      subject: |
+        .customer.no // .email
+      name: '"${env:KEY} $${"'
+      partitionKey: .customer.no
+      legalEntity: .company
+      action: if .new then "created" else "updated" end
+      extensions: { region: .region, tier: '."odd name"' }
 subscribers:
   warehouse:
     subjects: [ events.fno.*.usmf.>, events.eventgrid.> ]
@@ -160,20 +220,89 @@ func TestParse(t *testing.T) {
 		Retry:   deliver.Retry{Schedule: deliver.DefaultSchedule()},
 		Breaker: deliver.Breaker{Failures: 5, OpenFor: deliver.Duration(10 * time.Second), MaxOpenFor: deliver.Duration(5 * time.Minute)},
 	}
+	origins := []string{ingress.DefaultOrigin}
+	limits := func(rate float64) ingress.Limits {
+		return ingress.Limits{Body: 4 << 20, Rate: rate, Concurrency: 64}
+	}
+	networks := func(list ...string) []netip.Prefix {
+		var all []netip.Prefix
+		for _, s := range list {
+			all = append(all, netip.MustParsePrefix(s))
+		}
+		return all
+	}
 	tests := []struct {
 		name, yaml string
 		want       *Config
 	}{
 		{"everything", everything, &Config{
-			Listen: Listen{Public: ":9000", Admin: "0.0.0.0:9001", AdminToken: secret.New("token-token-token")},
+			Listen: Listen{
+				Public:         ":9000",
+				TLS:            &TLS{Cert: "/etc/gridfan/tls.crt", Key: "tls.key", ClientCA: "wms.example.com.pem"},
+				TrustedProxies: networks("10.20.0.0/16", "192.0.2.7/32", "2001:db8::/32"),
+				Admin:          "0.0.0.0:9001", AdminToken: secret.New("token-token-token"),
+			},
 			Broker: broker.Config{Dir: "/var/lib/gridfan", Listen: "none", Replicas: 1, MaxBytes: 2e9},
 			Sources: []ingress.Source{{
-				Name: "files", Kind: "eventgrid", Environment: "files", NoAuth: true,
-				Origins: []string{ingress.DefaultOrigin}, MaxBody: ingress.DefaultMaxBody,
+				Name: "files", Kind: "eventgrid", Environment: "files", Auth: auth.Config{None: true},
+				Origins: origins, Validation: "answer", Limits: limits(0),
+			}, {
+				Name: "lab", Kind: "cloudevents", Environment: "lab",
+				Auth:    auth.Config{None: true, Allow: networks("127.0.0.1/32")},
+				Origins: origins, Validation: "answer", Limits: limits(2.5),
+			}, {
+				Name: "power", Kind: "dataverse", Environment: "power",
+				Auth: auth.Config{AnyOf: []auth.Method{{MTLS: &auth.MTLS{
+					CN: []string{"power"}, DNS: []string{"a.example.com", "b.example.com"}, URI: []string{"spiffe://x/y"},
+					SHA256: []string{strings.Repeat("ab", 32)},
+				}}}},
+				Origins: origins, Validation: "answer", Limits: limits(200),
 			}, {
 				Name: "prod", Kind: "fno", Environment: "contoso-prod", Rationale: "A truck waits for it.",
-				Keys:    []secret.String{secret.New("key-key-key-key-key"), secret.New("file-key-file-key")},
-				Origins: []string{"*"}, MaxBody: 1 << 20,
+				Auth: auth.Config{
+					AnyOf: []auth.Method{
+						{Key: secret.New("key-key-key-key-key")},
+						{Key: secret.New("file-key-file-key")},
+						{SAS: &auth.SAS{Keys: []secret.String{secret.New("c2FzLXNhcy1zYXMtc2FzLQ==")}, Resource: "https://events.example.com/ingress/prod"}},
+						{SAS: &auth.SAS{Keys: []secret.String{secret.New("c2FzLXNhcy1zYXMtc2FzLQ==")}}},
+						{Entra: &auth.Entra{
+							Tenant:    "11111111-2222-3333-4444-555555555555",
+							Audiences: []string{"api://gridfan", "66666666-7777-8888-9999-000000000000"},
+							Roles:     []string{"Events.Send"}, Callers: []string{"eventgrid", "any"},
+							Authority: "https://login.microsoftonline.us",
+						}},
+						{Entra: &auth.Entra{
+							Tenant: "11111111-2222-3333-4444-555555555555", Audiences: []string{"api://gridfan"},
+							Callers: []string{auth.CallerEventGrid}, Authority: auth.PublicAuthority,
+						}},
+					},
+					Allow: networks("10.0.0.0/8", "2001:db8::1/128"),
+				},
+				Origins: []string{"*"}, Subscriptions: []string{"fo-events"}, Validation: "url",
+				BusinessKeys: map[string][]string{
+					"CustomerChanged": {"CustomerAccount"}, "Odd: name. [0]": {"dataAreaId", "InvoiceId"},
+				},
+				Limits: ingress.Limits{Body: 1 << 20, Rate: 100, Concurrency: 16},
+			}, {
+				Name: "shop", Kind: "custom", Environment: "shop",
+				Auth: auth.Config{AnyOf: []auth.Method{
+					{HMAC: &auth.HMAC{Preset: auth.PresetGitHub, Secrets: []secret.String{secret.New("hmac-hmac-hmac-hmac")}}},
+					{HMAC: &auth.HMAC{
+						Preset: auth.PresetStandardWebhooks, Tolerance: 2 * time.Minute,
+						Secrets: []secret.String{secret.New("whsec_d2hzZWMtd2hzZWMtd2hzZWMtd2hzZWM=")},
+					}},
+					{HMAC: &auth.HMAC{
+						Secrets: []secret.String{secret.New("hmac-hmac-hmac-hmac"), secret.New("file-key-file-key")},
+						Header:  "X-Signature", Algorithm: "sha512", Encoding: "base64", Prefix: "v0=",
+					}},
+				}},
+				Origins: origins, Validation: "answer", Limits: limits(0),
+				Mapping: &custom.Mapping{
+					Each: ".orders[]", ID: ".orderId", Type: `"order." + .status`, Time: ".changed | todate", Scope: ".shop",
+					Subject: ".customer.no // .email\n", Name: `"${env:KEY} $${"`, PartitionKey: ".customer.no",
+					LegalEntity: ".company", Action: `if .new then "created" else "updated" end`,
+					Extensions: map[string]string{"region": ".region", "tier": `."odd name"`},
+				},
 			}},
 			Subscribers: []registry.Definition{{
 				Name: "audit", Subjects: []string{"events.>"},
@@ -199,8 +328,8 @@ func TestParse(t *testing.T) {
 				Replicas: 3, MaxBytes: broker.DefaultMaxBytes,
 			},
 			Sources: []ingress.Source{{
-				Name: "prod", Kind: "fno", Environment: "prod", NoAuth: true,
-				Origins: []string{ingress.DefaultOrigin}, MaxBody: ingress.DefaultMaxBody,
+				Name: "prod", Kind: "fno", Environment: "prod", Auth: auth.Config{None: true},
+				Origins: origins, Validation: "answer", Limits: limits(0),
 			}},
 		}},
 	}
@@ -210,7 +339,7 @@ func TestParse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(secret.String{})); diff != "" {
+			if diff := cmp.Diff(tt.want, got, cmpopts.EquateComparable(secret.String{}, netip.Prefix{})); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
@@ -317,7 +446,14 @@ func TestNoLeak(t *testing.T) {
 		"listen: { admin: { token: %s } }", "listen:\n admin:\n  token: %s\n", "listen: { admin: { addr: %s } }",
 		"broker:\n url: %s\n", "broker:\n credentials: %s\n", "broker:\n url: %s\n credentials: %s\n replicas: %s\n",
 		"sources:\n s:\n  kind: ${env:X}\n  push:\n   auth:\n    anyOf:\n    - key: %s\n", "sources:\n s:\n  push:\n   auth:\n    anyOf:\n    - %s\n",
-		"sources:\n s:\n  push:\n   auth: {anyOf: [ %s ]}\n",
+		"sources:\n s:\n  push:\n   auth: {anyOf: [ %s ]}\n", "sources:\n s:\n  push:\n   auth: %s\n",
+		"sources:\n s:\n  push:\n   auth:\n    anyOf:\n    - sas:\n       keys: %s\n    - sas: %s\n    - sas: { keys: [ %s ], resource: '${env:X}' }\n",
+		"sources:\n s:\n  push:\n   auth:\n    anyOf:\n    - hmac:\n       secrets: %s\n    - hmac: %s\n    - hmac: { secrets: [ %s ] }\n",
+		"sources:\n s:\n  push:\n   auth:\n    anyOf:\n    - hmac: { preset: standard-webhooks, secrets: %s }\n    - hmac: { preset: stripe, secrets: [ %s ], tolerance: '${env:X}' }\n",
+		"sources:\n s:\n  push:\n   auth:\n    anyOf:\n    - hmac: { secrets: '${env:X}', preset: '${env:X}', header: '${env:X}', algorithm: '${env:X}', encoding: '${env:X}' }\n",
+		"sources:\n s:\n  push:\n   auth:\n    anyOf:\n    - entra: { tenant: '${env:X}', audience: '${env:X}', callers: '${env:X}', authority: '${env:X}' }\n    - mtls: { sha256: '${env:X}', cn: '${env:X}' }\n    allow: [ '${env:X}' ]\n",
+		"sources:\n s:\n  limits: { rate: '${env:X}', body: '${env:X}' }\n  push: { validation: '${env:X}', subscriptions: [ '${env:X}' ] }\n  businessKeys: { x: '${env:X}' }\n",
+		"listen:\n public:\n  trustedProxies: [ '${env:X}' ]\n  tls:\n   cert: '${env:X}'\n   key: %s\n",
 		"subscribers:\n s:\n  deliver:\n   webhook:\n    url: %s\n    format: ${env:X}\n", "subscribers:\n s:\n  deliver:\n   webhook:\n    url:%s\n    format: x\n",
 		"subscribers:\n s:\n  deliver: { webhook: { url: %s } }\n  limits: { timeout: '${env:X}', concurrency: '${env:X}' }\n  start: '${env:X}'\n",
 	}
@@ -359,7 +495,7 @@ subscribers: { x: { subjects: events.>, deliver: { webhook: { url: "https://${en
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := c.Sources[0].Keys[0].Reveal(), "0123456789abcdef"; got != want {
+	if got, want := c.Sources[0].Auth.AnyOf[0].Key.Reveal(), "0123456789abcdef"; got != want {
 		t.Errorf("got key %q, want %q", got, want)
 	}
 	if got, want := c.Subscribers[0].Deliver.Webhook.URL, "https://host.example.com/"; got != want {
@@ -383,7 +519,12 @@ subscribers: { x: { subjects: events.>, deliver: { webhook: { url: "https://${en
 // placeholders answers every reference with something that fits, so that
 // examples can be loaded.
 var placeholders = Lookup{
-	Env: func(string) (string, bool) { return "https://placeholder.example.com/", true },
+	Env: func(name string) (string, bool) {
+		if strings.Contains(name, "SAS") {
+			return "cGxhY2Vob2xkZXItcGxhY2Vob2xkZXI=", true
+		}
+		return "https://placeholder.example.com/", true
+	},
 	File: func(path string) ([]byte, error) {
 		if strings.HasSuffix(path, ".creds") {
 			return []byte(creds), nil

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/schemas/custom"
+	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/webhook"
@@ -38,9 +41,17 @@ func (d *decoder) config(root *value) *Config {
 
 	listen := root.get("listen")
 	c.Listen.Public = d.text(listen.get("public", "addr"))
+	c.Listen.TrustedProxies = d.networks(listen.get("public", "trustedProxies"))
+	if t := listen.get("public", "tls"); t != nil {
+		c.Listen.TLS = &TLS{
+			Cert:     d.text(t.get("cert")),
+			Key:      d.text(t.get("key")),
+			ClientCA: d.text(t.get("clientCA")),
+		}
+	}
 	c.Listen.Admin = d.text(listen.get("admin", "addr"))
 	c.Listen.AdminToken = d.secret(listen.get("admin", "token"))
-	d.validated(c.Listen.Validate(), root, "", "")
+	d.validated(c.Listen.Validate(), root, "")
 
 	b := root.get("broker")
 	c.Broker.Dir = d.text(b.get("embedded", "dir"))
@@ -58,13 +69,16 @@ func (d *decoder) config(root *value) *Config {
 	storage := root.get("storage")
 	c.Broker.MaxBytes = d.size(storage.get("maxBytes"))
 	d.choice(storage.get("onFull"), "reject")
-	d.validated(c.Broker.Validate(), root, "", "")
+	d.validated(c.Broker.Validate(), root, "")
 
 	for _, f := range sorted(root.get("sources")) {
-		c.Sources = append(c.Sources, d.source(f))
+		s := d.source(f)
+		d.verifiable(s.Auth, f.value, c.Listen.TLS)
+		c.Sources = append(c.Sources, s)
 	}
 	if len(c.Sources) == 0 && !d.troubled("sources") {
-		d.problem(root.nearest("sources"), "sources", "want at least one source (%s)", example)
+		at, path, _ := root.locate("sources")
+		d.problem(at, path, "want at least one source (%s)", example)
 	}
 	for _, f := range sorted(root.get("subscribers")) {
 		c.Subscribers = append(c.Subscribers, d.subscriber(f))
@@ -90,37 +104,72 @@ func sorted(v *value) []*field {
 
 func (d *decoder) source(f *field) ingress.Source {
 	v := f.value
+	push, limits := v.get("push"), v.get("limits")
 	s := ingress.Source{
-		Name:        f.name,
-		Kind:        d.choice(v.get("kind")),
-		Environment: d.text(v.get("environment")),
-		Rationale:   d.text(v.get("rationale")),
-		Origins:     d.texts(v.get("push", "origins")),
-		MaxBody:     d.size(v.get("limits", "body")),
+		Name:          f.name,
+		Kind:          d.choice(v.get("kind")),
+		Environment:   d.text(v.get("environment")),
+		Rationale:     d.text(v.get("rationale")),
+		Auth:          d.auth(push.get("auth")),
+		Origins:       d.texts(push.get("origins")),
+		Subscriptions: d.texts(push.get("subscriptions")),
+		Validation:    ingress.Validation(d.choice(push.get("validation"))),
+		BusinessKeys:  d.businessKeys(v.get("businessKeys")),
+		Mapping:       d.mapping(v.get("mapping")),
+		Limits: ingress.Limits{
+			Body:        d.size(limits.get("body")),
+			Rate:        d.rate(limits.get("rate")),
+			Concurrency: d.integer(limits.get("concurrency")),
+		},
 	}
 	d.choice(v.get("pattern"), "push")
-	switch auth := v.get("push", "auth"); {
-	case auth == nil:
-	case auth.kind == mapping:
-		if anyOf := auth.get("anyOf"); anyOf != nil {
-			for _, way := range anyOf.items {
-				// Even an unreadable key takes its place: Validate counts them.
-				key := way.get("key")
-				s.Keys = append(s.Keys, d.secret(key))
-				if key == nil {
-					d.missing(way, `want key: "${env:NAME}"`)
-					d.trouble = append(d.trouble, way.path)
-				}
-			}
-		}
-	case auth.kind == text && auth.text == "none":
-		// Not by reference: that everybody may send should be seen in the file.
-		s.NoAuth = true
-	default:
-		d.problem(auth.at, auth.path, `want none, or anyOf: [ { key: "${env:NAME}" } ]`)
-	}
-	d.validated(s.Validate(), v, "sources."+f.name, v.path)
+	d.validated(s.Validate(), v, "sources."+f.name)
 	return s
+}
+
+func (d *decoder) businessKeys(v *value) map[string][]string {
+	if v == nil || v.kind != mapping {
+		return nil
+	}
+	keys := map[string][]string{}
+	for _, f := range v.fields {
+		keys[f.name] = nil // Validate reports one without members
+		if v := v.get(f.name); v != nil {
+			keys[f.name] = d.textOrTexts(v)
+		}
+	}
+	return keys
+}
+
+func (d *decoder) mapping(v *value) *custom.Mapping {
+	if v == nil {
+		return nil
+	}
+	m := &custom.Mapping{
+		Each:         d.expression(v.get("each")),
+		ID:           d.expression(v.get("id")),
+		Type:         d.expression(v.get("type")),
+		Time:         d.expression(v.get("time")),
+		Scope:        d.expression(v.get("scope")),
+		Subject:      d.expression(v.get("subject")),
+		Name:         d.expression(v.get("name")),
+		PartitionKey: d.expression(v.get("partitionKey")),
+		LegalEntity:  d.expression(v.get("legalEntity")),
+		Action:       d.expression(v.get("action")),
+	}
+	extensions := v.get("extensions")
+	if extensions == nil || extensions.kind != mapping {
+		return m
+	}
+	m.Extensions = map[string]string{}
+	for _, f := range extensions.fields {
+		if !event.ValidExtensionName(f.name) {
+			d.problem(f.at, f.value.path, "want a name of lower-case letters and digits that is no attribute of CloudEvents' own")
+			continue
+		}
+		m.Extensions[f.name] = d.expression(extensions.get(f.name)) // Validate reports an empty one
+	}
+	return m
 }
 
 func (d *decoder) subscriber(f *field) registry.Definition {
@@ -145,29 +194,26 @@ func (d *decoder) subscriber(f *field) registry.Definition {
 	s.Breaker.Failures = d.integer(v.get("breaker", "failures"))
 	s.Breaker.OpenFor = d.duration(v.get("breaker", "openFor"))
 	s.Breaker.MaxOpenFor = d.duration(v.get("breaker", "maxOpenFor"))
-	d.validated(s.Validate(), v, "subscribers."+f.name, v.path)
+	d.validated(s.Validate(), v, "subscribers."+f.name)
 	return s
 }
 
 // validated puts what a Validate function reports back on its line. Each error
-// begins with prefix, which is where v stands; path is how it is shown.
-func (d *decoder) validated(err error, v *value, prefix, path string) {
+// begins with prefix, which is where v stands.
+func (d *decoder) validated(err error, v *value, prefix string) {
 	for _, err := range flatten(err) {
 		rest, ok := strings.CutPrefix(err.Error(), prefix)
-		key, message, cut := strings.Cut(rest, ": ")
-		if !ok || !cut {
-			d.problem(v.at, path, "%s", err)
+		at, path, message := v.locate(rest)
+		if !ok || message == "" {
+			d.problem(v.at, v.path, "%s", err)
 			continue
 		}
-		key = strings.TrimPrefix(key, ".")
-		shown := strings.Trim(path+"."+key, ".")
 		// A bad name is not explained by what is wrong below it.
-		if key != "" && d.troubled(shown) {
+		if path != v.path && d.troubled(path) {
 			continue
 		}
 		// Not through problem: one Validate may say two things about one key.
-		at := v.nearest(key)
-		d.problems = append(d.problems, Problem{d.file, at.line, at.column, shown, d.hide(message)})
+		d.problems = append(d.problems, Problem{d.file, at.line, at.column, path, d.hide(message)})
 	}
 }
 
@@ -196,13 +242,6 @@ func (d *decoder) troubled(path string) bool {
 		// same name, hides nothing.
 		return within(t, path) || within(path, t) && strings.Count(t, ".") > 1
 	})
-}
-
-// missing reports what v lacks, unless what v has instead was reported.
-func (d *decoder) missing(v *value, format string, args ...any) {
-	if !d.troubled(v.path) {
-		d.problem(v.at, v.path, format, args...)
-	}
 }
 
 // The readers below take nil for a key that is not in the file and return its
@@ -243,6 +282,15 @@ func (d *decoder) secret(v *value) secret.String {
 			"keys in the file are readable by everyone who can read it; use ${env:NAME} or ${file:/path}"})
 	}
 	return secret.New(s)
+}
+
+// expression reads a jq expression as it stands: $ and braces have a meaning of
+// their own there.
+func (d *decoder) expression(v *value) string {
+	if v != nil && v.kind == text && v.text != "" {
+		return v.text
+	}
+	return d.text(v)
 }
 
 // textOrTexts reads one text, or a list of them.
@@ -293,6 +341,37 @@ func (d *decoder) texts(v *value) []string {
 		all = append(all, d.text(item)) // in its place even if unreadable
 	}
 	return all
+}
+
+// networks reads a list of networks, of which one may be a single address.
+func (d *decoder) networks(v *value) []netip.Prefix {
+	var all []netip.Prefix
+	for _, item := range d.items(v) {
+		all = append(all, d.network(item)) // in its place even if unreadable
+	}
+	return all
+}
+
+func (d *decoder) network(v *value) netip.Prefix {
+	s := d.text(v)
+	if s == "" {
+		return netip.Prefix{}
+	}
+	network, err := netip.ParsePrefix(s)
+	if addr, e := netip.ParseAddr(s); e == nil && addr.Zone() == "" {
+		network, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
+	switch {
+	case err != nil:
+		d.problem(v.at, v.path, "%q is not a network: write 10.20.0.0/16, 2001:db8::/32 or a single address", s)
+	case network.Addr().Is4In6():
+		d.problem(v.at, v.path, "%q never matches: write an IPv4 network as such, as in 10.20.0.0/16", s)
+	case network != network.Masked():
+		d.problem(v.at, v.path, "%q has bits beyond its length: write %s, or %s for the one address", s, network.Masked(), network.Addr())
+	default:
+		return network
+	}
+	return netip.Prefix{}
 }
 
 func (d *decoder) items(v *value) []*value {
@@ -398,6 +477,27 @@ func (d *decoder) size(v *value) int64 {
 		d.problem(v.at, v.path, "want more than nothing; leave the key out for its default")
 	default:
 		return n * factor
+	}
+	return 0
+}
+
+// rate reads a number of requests for a span of time, and returns it for a
+// second.
+func (d *decoder) rate(v *value) float64 {
+	s, ok := d.quantity(v, "a rate", "%/s, %/m or %/h for requests a second, a minute or an hour")
+	if !ok {
+		return 0
+	}
+	number, unit, _ := strings.Cut(s, "/")
+	span := map[string]float64{"s": 1, "m": 60, "h": 3600}[unit]
+	n, err := strconv.ParseUint(number, 10, 53)
+	switch {
+	case err != nil || span == 0:
+		d.problem(v.at, v.path, "%q is not a rate: write a whole number of requests with /s, /m or /h, as in 200/s or 6000/m", s)
+	case n == 0:
+		d.problem(v.at, v.path, "want more than nothing; leave the key out for no limit")
+	default:
+		return float64(n) / span
 	}
 	return 0
 }

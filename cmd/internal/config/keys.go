@@ -11,6 +11,10 @@ import (
 // neither here nor a parent of one of these is an error.
 var accepted = []string{
 	"listen.public.addr",
+	"listen.public.tls.cert",
+	"listen.public.tls.key",
+	"listen.public.tls.clientCA",
+	"listen.public.trustedProxies",
 	"listen.admin.addr",
 	"listen.admin.token",
 	"broker.embedded.dir",
@@ -26,8 +30,44 @@ var accepted = []string{
 	"sources.<name>.rationale",
 	"sources.<name>.push.auth",
 	"sources.<name>.push.auth.anyOf[].key",
+	"sources.<name>.push.auth.anyOf[].sas.keys",
+	"sources.<name>.push.auth.anyOf[].sas.resource",
+	"sources.<name>.push.auth.anyOf[].entra.tenant",
+	"sources.<name>.push.auth.anyOf[].entra.audience",
+	"sources.<name>.push.auth.anyOf[].entra.roles",
+	"sources.<name>.push.auth.anyOf[].entra.callers",
+	"sources.<name>.push.auth.anyOf[].entra.authority",
+	"sources.<name>.push.auth.anyOf[].hmac.preset",
+	"sources.<name>.push.auth.anyOf[].hmac.secrets",
+	"sources.<name>.push.auth.anyOf[].hmac.tolerance",
+	"sources.<name>.push.auth.anyOf[].hmac.header",
+	"sources.<name>.push.auth.anyOf[].hmac.algorithm",
+	"sources.<name>.push.auth.anyOf[].hmac.encoding",
+	"sources.<name>.push.auth.anyOf[].hmac.prefix",
+	"sources.<name>.push.auth.anyOf[].mtls.cn",
+	"sources.<name>.push.auth.anyOf[].mtls.dns",
+	"sources.<name>.push.auth.anyOf[].mtls.uri",
+	"sources.<name>.push.auth.anyOf[].mtls.sha256",
+	"sources.<name>.push.auth.none",
+	"sources.<name>.push.auth.allow",
 	"sources.<name>.push.origins",
+	"sources.<name>.push.subscriptions",
+	"sources.<name>.push.validation",
+	"sources.<name>.businessKeys.<name>",
+	"sources.<name>.mapping.each",
+	"sources.<name>.mapping.id",
+	"sources.<name>.mapping.type",
+	"sources.<name>.mapping.time",
+	"sources.<name>.mapping.scope",
+	"sources.<name>.mapping.subject",
+	"sources.<name>.mapping.name",
+	"sources.<name>.mapping.partitionKey",
+	"sources.<name>.mapping.legalEntity",
+	"sources.<name>.mapping.action",
+	"sources.<name>.mapping.extensions.<name>",
 	"sources.<name>.limits.body",
+	"sources.<name>.limits.rate",
+	"sources.<name>.limits.concurrency",
 	"subscribers.<name>.subjects",
 	"subscribers.<name>.deliver.webhook.url",
 	"subscribers.<name>.deliver.webhook.format",
@@ -45,24 +85,15 @@ var accepted = []string{
 // who writes "filter" must not believe that events are filtered, nor search for
 // a typing error.
 var later = map[string]string{
-	"listen.public.tls":            "TLS is not part of this version yet; put a proxy that terminates TLS in front and remove the key",
-	"listen.public.trustedProxies": "trusted proxies are not part of this version yet; remove the key",
-	"listen.admin.tls":             "TLS is not part of this version yet; keep the admin address on loopback or behind a proxy, and remove the key",
-	"listen.admin.entra":           "sign-in with Entra is not part of this version yet; use listen.admin.token",
-	"broker.durability":            "stating a cluster's durability is not part of this version yet; remove the key",
-	"storage.replay":               "a replay period is not part of this version yet; remove the key",
+	"listen.admin.tls":   "TLS is not part of this version yet; keep the admin address on loopback or behind a proxy, and remove the key",
+	"listen.admin.entra": "sign-in with Entra is not part of this version yet; use listen.admin.token",
+	"broker.durability":  "stating a cluster's durability is not part of this version yet; remove the key",
+	"storage.replay":     "a replay period is not part of this version yet; remove the key",
 
 	"sources.<name>.poll":                     "polling is not part of this version yet; remove the key",
 	"sources.<name>.reconcile":                "reconciliation is not part of this version yet; remove the key",
 	"sources.<name>.keepOriginal":             "keeping the original body is not part of this version yet; remove the key",
-	"sources.<name>.mapping":                  "mapped sources are not part of this version yet; remove the key",
-	"sources.<name>.limits.rate":              "rate limits are not part of this version yet; remove the key",
-	"sources.<name>.limits.concurrency":       "concurrency limits of sources are not part of this version yet; remove the key",
-	"sources.<name>.push.auth.anyOf[].entra":  "authentication with Entra tokens is not part of this version yet; use key",
-	"sources.<name>.push.auth.anyOf[].sas":    "authentication with SAS tokens is not part of this version yet; use key",
-	"sources.<name>.push.auth.anyOf[].hmac":   "authentication with HMAC signatures is not part of this version yet; use key",
-	"sources.<name>.push.auth.anyOf[].mtls":   "authentication with client certificates is not part of this version yet; use key",
-	"sources.<name>.push.auth.anyOf[].ip":     "authentication by address is not part of this version yet; use key",
+	"sources.<name>.push.auth.anyOf[].ip":     "authentication by address is not part of this version yet; use allow, which narrows the other methods to networks",
 	"subscribers.<name>.filter":               "filters (CEL) are not part of this version yet; remove the key",
 	"subscribers.<name>.transform":            "transforms (jq) are not part of this version yet; remove the key",
 	"subscribers.<name>.drain":                "draining is not part of this version yet; remove the key",
@@ -95,11 +126,6 @@ var laterValues = map[string]map[string]string{
 	"storage.onFull": {
 		"shed": "shedding is not part of this version yet; use reject, which makes senders keep their events",
 	},
-	"sources.<name>.kind": {
-		"dataverse":   "dataverse sources are not part of this version yet; use eventgrid or fno",
-		"cloudevents": "cloudevents sources are not part of this version yet; use eventgrid, which takes CloudEvents from Event Grid",
-		"custom":      "custom sources are not part of this version yet; use eventgrid or fno",
-	},
 	"sources.<name>.pattern": {
 		"poll":   "polling is not part of this version yet; use push",
 		"hybrid": "polling is not part of this version yet; use push",
@@ -114,7 +140,9 @@ var laterValues = map[string]map[string]string{
 const laterReference = "references to Key Vault (${keyvault:…}) are not part of this version yet; use ${env:NAME} or ${file:/path}"
 
 // named says whether the keys below the pattern are names the operator chooses.
-func named(pattern string) bool { return pattern == "sources" || pattern == "subscribers" }
+func named(pattern string) bool {
+	return leaf(below(pattern, "<name>")) || parent(below(pattern, "<name>"))
+}
 
 // leaf says whether the pattern is an accepted key itself, no parent of one.
 func leaf(pattern string) bool { return slices.Contains(accepted, pattern) }
@@ -156,18 +184,20 @@ func advice(pattern, key string) (sentence, meant string) {
 	best, distance := "", 3 // more than two edits is another word
 	for _, k := range keys {
 		n := edits(strings.ToLower(k), strings.ToLower(key))
-		if n < distance && n < len(k)-1 {
+		if n < distance && n < len(k)-1 && n < len(key) {
 			best, distance = k, n
 		}
 	}
 	if best != "" {
 		return fmt.Sprintf("did you mean %q?", best), below(pattern, best)
 	}
-	// The right key one level too high: timeout for limits.timeout.
+	// The right key on too high a level: timeout for limits.timeout.
 	var deeper []string
 	for _, a := range accepted {
-		if rest, ok := strings.CutPrefix(a, below(pattern, "")); ok && strings.HasSuffix(rest, "."+key) && !strings.ContainsAny(rest, "<[") {
-			deeper = append(deeper, fmt.Sprintf("%q", rest))
+		rest, ok := strings.CutPrefix(a, below(pattern, ""))
+		before, _, found := strings.Cut(rest+".", "."+key+".")
+		if fix := fmt.Sprintf("%q", below(before, key)); ok && found && !strings.ContainsAny(before, "<[") && !slices.Contains(deeper, fix) {
+			deeper = append(deeper, fix)
 		}
 	}
 	if len(deeper) > 0 {

@@ -69,26 +69,40 @@ func (v *value) get(names ...string) *value {
 	return v
 }
 
-// nearest returns the place of the deepest existing node on a path such as
-// "push.auth.anyOf[1].key" below v.
-func (v *value) nearest(path string) pos {
-	at := v.at
-	for _, step := range strings.FieldsFunc(path, func(r rune) bool { return r == '.' || r == '[' || r == ']' }) {
-		var next *value
-		if i, err := strconv.Atoi(step); err == nil && i >= 0 && i < len(v.items) {
-			next = v.items[i]
-		}
-		for _, f := range v.fields {
-			if f.name == step {
-				next = f.value
-			}
-		}
+// locate finds what s is about, which begins with a path below v and goes on
+// with a message: ".push.auth.anyOf[1].key: too short". Names hold dots and
+// colons too, so the tree says where they end. The place is that of the deepest
+// node on the path.
+func (v *value) locate(s string) (at pos, path, message string) {
+	for {
+		next, rest := v.step(s)
 		if next == nil {
-			break
+			key, message, _ := strings.Cut(s, ": ")
+			return v.at, v.path + key, message
 		}
-		v, at = next, next.at
+		v, s = next, rest
 	}
-	return at
+}
+
+// step finds the node directly below v that s begins with, and the rest of s.
+func (v *value) step(s string) (next *value, rest string) {
+	for i, item := range v.items {
+		if after, ok := strings.CutPrefix(s, fmt.Sprintf("[%d]", i)); ok {
+			return item, after
+		}
+	}
+	if v.path != "" && !strings.HasPrefix(s, ".") {
+		return nil, s
+	}
+	s = strings.TrimPrefix(s, ".")
+	for _, f := range v.fields {
+		after, ok := strings.CutPrefix(s, f.name)
+		ends := after == "" || after[0] == '.' || after[0] == '[' || strings.HasPrefix(after, ": ")
+		if ok && ends && (next == nil || len(after) < len(rest)) {
+			next, rest = f.value, after
+		}
+	}
+	return next, rest
 }
 
 const example = "examples/gridfan.yaml is a complete one"
@@ -211,6 +225,8 @@ var (
 	indentTab    = regexp.MustCompile(`^ *\t`)
 	bareRef      = regexp.MustCompile(`[{\[].*[:,\[]\s*\$\{`)
 	missingBlank = regexp.MustCompile(`^\s*(- +)?[A-Za-z]+:[^\s]`)
+	quotedStart  = regexp.MustCompile(`^\s*[A-Za-z]+:\s+"[^"]*"\s*[^\s#]`)
+	bareBrackets = regexp.MustCompile(`[{,]\s*[A-Za-z]+:\s+\.[^'",]*[\[{]`)
 )
 
 // explain adds to the parser's message what is the matter in the usual cases.
@@ -228,6 +244,10 @@ func explain(s string, at pos, message string) (pos, string) {
 		message += `; inside { } and [ ] a reference needs quotes: "${env:NAME}"`
 	case missingBlank.MatchString(line):
 		message += `; a blank belongs between a key's colon and its value`
+	case quotedStart.MatchString(line):
+		message += `; what begins with a quote must end with it: put a whole jq expression in '…'`
+	case bareBrackets.MatchString(line):
+		message += `; inside { } and [ ] a jq expression needs quotes: '.orders[]'`
 	}
 	return at, message
 }
@@ -374,8 +394,8 @@ func (d *decoder) check(v *value) {
 		default:
 			sentence, meant := advice(v.pattern, f.name)
 			path := f.value.path
-			if !presentable(f.name) || meant == "" && strings.Contains(p, "[]") {
-				// Possibly a secret that lost its key, below anyOf most of all: it
+			if !presentable(f.name) || meant == "" && strings.Contains(p, ".auth.") {
+				// Possibly a secret that lost its key, below auth most of all: it
 				// is not repeated.
 				path = v.path
 			}

@@ -41,9 +41,10 @@ func TestSubject(t *testing.T) {
 	}
 	for _, s := range samples.All() {
 		header, body := s.Request(time.Now())
-		if s.Kind == event.KindFnO {
+		switch s.Kind {
+		case event.KindFnO:
 			check(s.Name, s.Kind, businessevent.Parse("prod", header, body))
-		} else {
+		case event.KindEventGrid:
 			check(s.Name, s.Kind, eventgrid.Parse("files", header, body))
 		}
 	}

@@ -118,7 +118,7 @@ func inWords(body []byte) string {
 func events() []string {
 	var names []string
 	for _, s := range samples.All() {
-		if !s.Control {
+		if sourceOf[s.Kind] != "" && !s.Control {
 			names = append(names, s.Name)
 		}
 	}

@@ -55,6 +55,26 @@ var bodies embed.FS
 var (
 	fno = map[string]string{"Content-Type": "application/json; charset=utf-8"}
 
+	flow = map[string]string{"Content-Type": "application/json"}
+
+	dataverse = map[string]string{
+		"Content-Type":                "application/json; charset=utf-8",
+		"X-Ms-Dynamics-Organization":  "org94971a24.crm.dynamics.com",
+		"X-Ms-Dynamics-Entity-Name":   "account",
+		"X-Ms-Dynamics-Request-Name":  "Update",
+		"X-Ms-Correlation-Request-Id": "39499111-e689-42a1-ae8a-5b14a84514ce",
+	}
+
+	binary = map[string]string{
+		"Content-Type":   "application/json",
+		"Ce-Specversion": "1.0",
+		"Ce-Id":          "{{id}}",
+		"Ce-Source":      "/shop/orders",
+		"Ce-Type":        "com.example.placed",
+		"Ce-Time":        "{{utc}}",
+		"Ce-Subject":     "SO-{{number}}",
+	}
+
 	notification = eventGrid("Notification", "")
 	cloudEvents  = map[string]string{
 		"Content-Type":          "application/cloudevents+json; charset=utf-8",
@@ -80,6 +100,7 @@ func eventGrid(eventType, dataVersion string) map[string]string {
 
 // all is sorted by name.
 var all = []Sample{
+	{"account-updated", event.KindDataverse, "Dataverse account updated, the execution context of a synchronous webhook step", false, dataverse},
 	{"alert", event.KindFnO, "F&O alert on a changed field; the one business event without a legal entity", false, fno},
 	{"batch-of-three", event.KindEventGrid, "one blob created and two deleted, in one array", false, notification},
 	{"blob-created", event.KindEventGrid, "a file was written to blob storage, Event Grid schema", false, notification},
@@ -88,8 +109,10 @@ var all = []Sample{
 	{"customer-changed", event.KindFnO, "F&O customer changed, with a nested address and the envelope of 2022 and later", false, fno},
 	{"dmf-import-status", event.KindFnO, "F&O data import ended, partially succeeded", false, fno},
 	{"endpoint-test", event.KindFnO, "control: what F&O sends when a business event endpoint is activated", true, fno},
+	{"flow-shipment-posted", event.KindCustom, "what an HTTP action of a Power Automate flow may post; needs a mapping: id .runId, type .event, time .sentAt", false, flow},
 	{"free-text-invoice-posted", event.KindFnO, "F&O free text invoice posted for a customer", false, fno},
 	{"invoice-over-eventgrid", event.KindFnO, "the same through F&O's Event Grid endpoint: the event as text inside the envelope", false, eventGrid("Notification", "0.0")},
+	{"order-placed-binary", event.KindCloudEvents, "a CloudEvent in binary mode: attributes in headers", false, binary},
 	{"purchase-order-confirmed", event.KindFnO, "F&O purchase order confirmed", false, fno},
 	{"resource-write-success", event.KindEventGrid, "an Azure resource was created or changed", false, notification},
 	{"subscription-deleted", event.KindEventGrid, "control: the Event Grid subscription is gone", true, eventGrid("SubscriptionDeletion", "1")},
@@ -122,11 +145,12 @@ func Names() []string {
 // from All or Find.
 func (s Sample) Request(now time.Time) (header http.Header, body []byte) {
 	header = http.Header{}
+	values := fresh(now.UTC())
 	for name, value := range s.header {
-		header.Set(name, value)
+		header.Set(name, values.Replace(value))
 	}
 	template, _ := bodies.ReadFile("bodies/" + s.Name + ".json") // a test reads them all
-	body = []byte(fresh(now.UTC()).Replace(string(template)))
+	body = []byte(values.Replace(string(template)))
 	var compact bytes.Buffer
 	if json.Compact(&compact, body) == nil { // it is JSON: a test parses them all
 		body = compact.Bytes()

@@ -15,6 +15,9 @@ import (
 
 	"github.com/gridfan/gridfan/cmd/internal/samples"
 	"github.com/gridfan/gridfan/schemas/businessevent"
+	"github.com/gridfan/gridfan/schemas/cloudevents"
+	"github.com/gridfan/gridfan/schemas/custom"
+	"github.com/gridfan/gridfan/schemas/dataverse"
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/schemas/eventgrid"
 )
@@ -22,14 +25,29 @@ import (
 var now = time.Date(2026, 11, 2, 12, 34, 56, 123456700, time.FixedZone("", 3600))
 
 func parse(s samples.Sample, header http.Header, body []byte) []event.Result {
-	if s.Kind == event.KindFnO {
+	switch s.Kind {
+	case event.KindFnO:
 		return businessevent.Parse("prod", header, body)
+	case event.KindDataverse:
+		return dataverse.Parse("crm", header, body)
+	case event.KindCloudEvents:
+		return cloudevents.Parse("shop", header, body)
+	case event.KindCustom:
+		// As its description says.
+		p, err := custom.Compile(custom.Mapping{ID: ".runId", Type: ".event", Time: ".sentAt"})
+		if err != nil {
+			panic(err) // panic: the mapping is a constant
+		}
+		return p.Parse("wms", header, body)
 	}
 	return eventgrid.Parse("files", header, body)
 }
 
 // want is what each sample becomes: NATS subjects, or the kind of a control.
 var want = map[string][]string{
+	"account-updated":          {"events.dataverse.src.account.Update"},
+	"flow-shipment-posted":     {"events.custom.src.-.shipment.posted"},
+	"order-placed-binary":      {"events.cloudevents.src.orders.com.example.placed"},
 	"alert":                    {"events.fno.src.-.BusinessEventsAlertEvent"},
 	"batch-of-three":           {"events.eventgrid.src.myaccount.Microsoft.Storage.BlobCreated", "events.eventgrid.src.myaccount.Microsoft.Storage.BlobDeleted", "events.eventgrid.src.myaccount.Microsoft.Storage.BlobDeleted"},
 	"blob-created":             {"events.eventgrid.src.myaccount.Microsoft.Storage.BlobCreated"},
