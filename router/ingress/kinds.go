@@ -1,6 +1,9 @@
 package ingress
 
 import (
+	"net/http"
+	"slices"
+
 	"github.com/gridfan/gridfan/schemas/businessevent"
 	"github.com/gridfan/gridfan/schemas/cloudevents"
 	"github.com/gridfan/gridfan/schemas/custom"
@@ -18,17 +21,31 @@ var kinds = map[string]func(Source) (parser, error){
 	event.KindDataverse:   always(dataverse.Parse),
 	event.KindEventGrid:   always(eventgrid.Parse),
 	event.KindFnO:         newFnO,
-	event.KindCustom: func(s Source) (parser, error) {
-		p, err := custom.Compile(*s.Mapping)
-		if err != nil {
-			return nil, err
-		}
-		return p.Parse, nil
-	},
+	event.KindCustom:      newCustom,
 }
 
 func always(p parser) func(Source) (parser, error) {
 	return func(Source) (parser, error) { return p, nil }
+}
+
+// newCustom reads mapped bodies. A topic whose input schema is custom delivers
+// such bodies too, but Event Grid itself speaks of the subscription in its own
+// schema and says so in a header.
+func newCustom(s Source) (parser, error) {
+	p, err := custom.Compile(*s.Mapping)
+	if err != nil {
+		return nil, err
+	}
+	return func(source string, header map[string][]string, body []byte) []event.Result {
+		switch http.Header(header).Get("aeg-event-type") {
+		case "SubscriptionValidation", "SubscriptionDeletion", "Unsubscribe":
+			results := eventgrid.Parse(source, header, body)
+			if !slices.ContainsFunc(results, func(r event.Result) bool { return r.Control == nil }) {
+				return results
+			}
+		}
+		return p.Parse(source, header, body)
+	}, nil
 }
 
 // newFnO reads business events, and the data events that F&O sends through

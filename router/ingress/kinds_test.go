@@ -352,3 +352,26 @@ func TestReparse(t *testing.T) {
 		t.Error("a source that is gone reads")
 	}
 }
+
+// TestCustomTopic: a topic with a custom input schema delivers mapped bodies,
+// and still speaks of the subscription in Event Grid's own schema.
+func TestCustomTopic(t *testing.T) {
+	cfg := ingress.Config{Since: time.Now().Add(-time.Hour), Sources: []ingress.Source{
+		{Name: "own", Kind: event.KindCustom, Auth: auth.Config{None: true}, Mapping: &custom.Mapping{ID: ".no", Type: ".what"}},
+	}}
+	e := newEdge(t, brokertest.New(t), cfg)
+	const validation = `[{"id":"1","topic":"/t","subject":"","eventType":"Microsoft.EventGrid.SubscriptionValidationEvent","eventTime":"2026-11-01T10:00:00Z","data":{"validationCode":"c0de"}}]`
+	a := e.do(request{path: "/ingress/own", header: map[string]string{"aeg-event-type": "SubscriptionValidation"}, body: text(validation)})
+	if a.status != http.StatusOK || a.field(t, "validationResponse") != "c0de" {
+		t.Errorf("validation: HTTP %d %s", a.status, a.body)
+	}
+	a = e.do(request{path: "/ingress/own", header: map[string]string{"aeg-event-type": "Notification"}, body: text(`[{"no":"7","what":"order.placed"}]`)})
+	if a.status != http.StatusOK || a.field(t, "published") != 1.0 {
+		t.Errorf("event: HTTP %d %s", a.status, a.body)
+	}
+	// The header alone makes no control event of a body that is none.
+	a = e.do(request{path: "/ingress/own", header: map[string]string{"aeg-event-type": "SubscriptionValidation"}, body: text(`[{"no":"8","what":"order.placed"}]`)})
+	if a.status != http.StatusOK || a.field(t, "published") != 1.0 {
+		t.Errorf("event with a strange header: HTTP %d %s", a.status, a.body)
+	}
+}
