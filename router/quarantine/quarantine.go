@@ -42,15 +42,16 @@ type Store struct {
 	stream jetstream.Stream
 	pub    *publish.Publisher
 	parse  Parse
+	m      *Metrics
 }
 
 // Open finds the stream, which the broker has declared.
-func Open(ctx context.Context, b *broker.Broker, pub *publish.Publisher, parse Parse) (*Store, error) {
+func Open(ctx context.Context, b *broker.Broker, pub *publish.Publisher, parse Parse, m *Metrics) (*Store, error) {
 	s, err := b.JetStream().Stream(ctx, broker.StreamQuarantine)
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", broker.StreamQuarantine, err)
 	}
-	return &Store{stream: s, pub: pub, parse: parse}, nil
+	return &Store{stream: s, pub: pub, parse: parse, m: m}, nil
 }
 
 // List gives up to limit entries of one source, or of all for an empty source,
@@ -222,6 +223,7 @@ func (s *Store) redrive(ctx context.Context, e Entry, dryRun bool) (Outcome, err
 		return out, err
 	}
 	out.Gone = true
+	s.m.redrove(out)
 	return out, nil
 }
 
@@ -233,6 +235,7 @@ func (s *Store) Drop(ctx context.Context, sel Selection) (int, error) {
 			return fmt.Errorf("entry %d: %w", e.Sequence, err)
 		}
 		n++
+		s.m.dropped.WithLabelValues(e.Source).Inc()
 		return nil
 	})
 	return n, err

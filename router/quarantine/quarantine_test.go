@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/broker/brokertest"
@@ -21,6 +22,7 @@ import (
 type rig struct {
 	t          *testing.T
 	b          *broker.Broker
+	reg        *prometheus.Registry
 	pub        *publish.Publisher
 	store      *quarantine.Store
 	understood bool
@@ -28,12 +30,12 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, b: brokertest.New(t)}
+	r := &rig{t: t, b: brokertest.New(t), reg: prometheus.NewRegistry()}
 	var err error
 	if r.pub, err = publish.New(t.Context(), r.b); err != nil {
 		t.Fatal(err)
 	}
-	if r.store, err = quarantine.Open(t.Context(), r.b, r.pub, r.parse); err != nil {
+	if r.store, err = quarantine.Open(t.Context(), r.b, r.pub, r.parse, quarantine.NewMetrics(r.reg)); err != nil {
 		t.Fatal(err)
 	}
 	return r
@@ -150,6 +152,19 @@ func TestRedrive(t *testing.T) {
 	}
 	if n := r.events(); n != 3 {
 		t.Errorf("%d events stored, want 3", n)
+	}
+	counted := map[string]float64{}
+	families, err := r.reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			counted[m.GetLabel()[0].GetValue()] = m.GetCounter().GetValue()
+		}
+	}
+	if d := cmp.Diff(map[string]float64{"published": 3, "duplicate": 1, "control": 0}, counted); d != "" {
+		t.Errorf("metrics (-want +got):\n%s", d)
 	}
 	// The element of entry 3 that is still not understood is there once, as
 	// the whole entry 2 has the same bytes.

@@ -137,7 +137,11 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	held, err := quarantine.Open(ctx, a.broker, publisher, in.Reparse)
+	var names []string
+	for _, s := range cfg.Sources {
+		names = append(names, s.Name)
+	}
+	held, err := quarantine.Open(ctx, a.broker, publisher, in.Reparse, quarantine.NewMetrics(metrics, names...))
 	if err != nil {
 		return err
 	}
