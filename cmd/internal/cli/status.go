@@ -70,7 +70,9 @@ func writeStatus(env Env, s *admin.Status, now time.Time) error {
 		return err
 	}
 	fmt.Fprintln(env.Out)
-	if len(s.Subscribers) == 0 {
+	if !s.Healthy {
+		fmt.Fprintln(env.Out, "The subscribers are on the broker, which does not answer.")
+	} else if len(s.Subscribers) == 0 {
 		fmt.Fprintln(env.Out, "No subscribers yet. Add one:  gridfan subscribe NAME --subject 'events.>' --url URL")
 	} else if err := writeSubscribers(env, s.Subscribers, now); err != nil {
 		return err
