@@ -38,24 +38,13 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/schemas/eventgrid"
 	"github.com/gridfan/gridfan/schemas/rawjson"
 )
 
 // mediaPrefix begins the media type of every event format. The binding tells
 // structured and batch mode by it.
 const mediaPrefix = "application/cloudevents"
-
-// Types of the events that Event Grid sends about the subscription itself
-// (Azure/azure-sdk-for-go azsystemevents v1.0.0; read 2026-11). Compared without
-// case: Event Grid's own types come in odd case now and then.
-const (
-	typeValidation = "Microsoft.EventGrid.SubscriptionValidationEvent"
-	typeDeletion   = "Microsoft.EventGrid.SubscriptionDeletedEvent"
-)
-
-// maxValidationCode is far above the 36 characters of a real code, and small
-// enough that a stranger gains nothing from having it echoed.
-const maxValidationCode = 1 << 10
 
 // Parse reads a request. source is the name of the configured source, which is
 // not needed: a CloudEvent names its own. header is the request's (an http.Header
@@ -372,7 +361,7 @@ func finish(e *event.Event, raw []byte) event.Result {
 			return r
 		}
 	}
-	if r.Control, r.Fault = control(e); r.Control != nil || r.Fault != nil {
+	if r.Control, r.Fault = eventgrid.Control(e); r.Control != nil || r.Fault != nil {
 		return r
 	}
 	if e.Get(event.ExtPartitionKey) == "" {
@@ -387,36 +376,4 @@ func finish(e *event.Event, raw []byte) event.Result {
 	r.Key = e.Source + "\n" + e.ID
 	r.Digest = event.Digest(e.Type, e.Subject, e.Data, e.DataJSON)
 	return r
-}
-
-// control recognises what Event Grid says to the endpoint itself. A stranger's
-// validation must not be echoed, but that is for whoever knows the request.
-func control(e *event.Event) (*event.Control, *event.Fault) {
-	switch {
-	case strings.EqualFold(e.Type, typeValidation):
-		code := dataText(e, "validationCode")
-		switch {
-		case code == "":
-			return nil, event.Faultf(event.FaultControlFailed, "data.validationCode is missing or not a string, so the subscription cannot be confirmed")
-		case len(code) > maxValidationCode:
-			return nil, event.Faultf(event.FaultControlFailed, "data.validationCode has %d bytes; at most %d are echoed", len(code), maxValidationCode)
-		}
-		return &event.Control{Kind: event.Validation, ValidationCode: code, ValidationURL: dataText(e, "validationUrl")}, nil
-	case strings.EqualFold(e.Type, typeDeletion):
-		return &event.Control{Kind: event.Deletion, Subscription: dataText(e, "eventSubscriptionId")}, nil
-	}
-	return nil, nil
-}
-
-// dataText gives a string member of e's data, empty when there is none.
-func dataText(e *event.Event, name string) string {
-	if !e.DataJSON {
-		return ""
-	}
-	members, err := rawjson.Members(bytes.TrimSpace(e.Data))
-	if err != nil {
-		return ""
-	}
-	s, _ := rawjson.Text(find(members, name))
-	return s
 }

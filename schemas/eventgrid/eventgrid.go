@@ -21,6 +21,7 @@
 package eventgrid
 
 import (
+	"bytes"
 	"strings"
 
 	"github.com/gridfan/gridfan/schemas/event"
@@ -89,7 +90,7 @@ func ParseElement(source string, header map[string][]string, raw []byte) event.R
 		r.Fault = event.FaultOf(err)
 		return r
 	}
-	if r.Control, r.Fault = control(e); r.Control != nil || r.Fault != nil {
+	if r.Control, r.Fault = Control(e); r.Control != nil || r.Fault != nil {
 		return r
 	}
 	if e.Get(event.ExtPartitionKey) == "" {
@@ -224,9 +225,10 @@ func wrongType(m rawjson.Member) *event.Fault {
 	return event.Faultf(event.FaultType, "member %s: want a string, got %s", m.Name, rawjson.Kind(m.Value))
 }
 
-// control recognises what Event Grid says to the endpoint itself. A stranger's
-// validation must not be echoed, but that is for whoever knows the request.
-func control(e *event.Event) (*event.Control, *event.Fault) {
+// Control recognises what Event Grid says to the endpoint itself, in whichever
+// schema; both results are nil for any other event. A stranger's validation must
+// not be echoed, but that is for whoever knows the request.
+func Control(e *event.Event) (*event.Control, *event.Fault) {
 	switch {
 	case strings.EqualFold(e.Type, typeValidation):
 		code := dataText(e, "validationCode")
@@ -248,7 +250,7 @@ func dataText(e *event.Event, name string) string {
 	if !e.DataJSON {
 		return ""
 	}
-	members, err := rawjson.Members(e.Data)
+	members, err := rawjson.Members(bytes.TrimSpace(e.Data))
 	if err != nil {
 		return ""
 	}
