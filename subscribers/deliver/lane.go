@@ -48,6 +48,8 @@ type lane struct {
 	held   map[uint64]*delivery // by sequence in the lane's stream
 	queued int
 	space  chan struct{} // holds one token when queued has gone down
+	// arrived holds one token when something is held after nothing was.
+	arrived chan struct{}
 	// recent are the sequences settled last, so that a message which comes
 	// again because its ack was late is not delivered again.
 	recent *ring
@@ -61,7 +63,7 @@ func newLane(w *Worker, stream string, consumer jetstream.ConsumerConfig, o func
 	return &lane{
 		w: w, stream: stream, consumer: consumer, origin: o,
 		queue: make(chan *delivery, 2*window), window: window,
-		held: map[uint64]*delivery{}, space: make(chan struct{}, 1),
+		held: map[uint64]*delivery{}, space: make(chan struct{}, 1), arrived: make(chan struct{}, 1),
 		recent: newRing(recentSettled),
 	}
 }
@@ -209,7 +211,14 @@ func (l *lane) accept(m message, probed func()) bool {
 	}
 	l.held[seq] = d
 	l.queued++
+	first := len(l.held) == 1
 	l.mu.Unlock()
+	if first {
+		select {
+		case l.arrived <- struct{}{}:
+		default:
+		}
+	}
 	l.queue <- d
 	return true
 }
@@ -246,38 +255,51 @@ func (d *delivery) endProbe() {
 	}
 }
 
-// holdLoop tells the broker of every message that is still being worked on.
+// holdLoop tells the broker of every message that is still being worked on. It
+// sleeps while there is none: a thousand quiet subscribers cost nothing. It goes
+// on until the last one is settled, also while stopping.
 func (l *lane) holdLoop() {
 	defer l.w.fetching.Done()
 	t := time.NewTicker(holdEvery / 2)
 	defer t.Stop()
-	// It goes on until the last one is settled, also while stopping.
 	for {
-		var now time.Time
-		select {
-		case now = <-t.C:
-		case <-l.w.gone.Done():
-			return
-		}
-		l.mu.Lock()
-		n := len(l.held)
-		var due []message
-		for _, d := range l.held {
-			if now.Sub(d.lastHold) >= holdEvery {
-				d.lastHold = now
-				due = append(due, d.handle)
-			}
-		}
-		l.mu.Unlock()
+		due, held := l.due(time.Now())
 		for _, m := range due {
 			if err := m.hold(); err != nil {
 				l.w.log.Debug("hold", "error", err)
 			}
 		}
-		if n == 0 && l.w.stopped.Err() != nil {
+		tick := t.C
+		var stopped <-chan struct{}
+		if held == 0 {
+			if l.w.stopped.Err() != nil {
+				return
+			}
+			t.Stop()
+			tick, stopped = nil, l.w.stopped.Done()
+		}
+		select {
+		case <-tick:
+		case <-l.arrived:
+			t.Reset(holdEvery / 2)
+		case <-stopped:
+		case <-l.w.gone.Done():
 			return
 		}
 	}
+}
+
+// due gives the messages that need a sign of life now, and how many are held.
+func (l *lane) due(now time.Time) (due []message, held int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range l.held {
+		if now.Sub(d.lastHold) >= holdEvery {
+			d.lastHold = now
+			due = append(due, d.handle)
+		}
+	}
+	return due, len(l.held)
 }
 
 // settled acks a delivery after all that depends on it is stored.
