@@ -76,7 +76,7 @@ func New(cfg Config, pub *publish.Publisher, m *Metrics, report Report, log *slo
 	for _, cfg := range cfg.Sources {
 		s := &source{
 			Source:  cfg,
-			maxBody: min(cfg.Limits.Body, pub.MaxRaw()),
+			maxBody: cfg.Limits.Body,
 			// A handshake comes once per event subscription and again when it
 			// changes; ten a second serve the largest deployment.
 			handshakes: rate.NewLimiter(10, 20),
@@ -442,6 +442,8 @@ func unavailable(err error) error {
 		return retryLater("quarantine-full", "the source's quarantine is full; redrive or drop entries", time.Minute)
 	case errors.Is(err, publish.ErrStorageFull):
 		return retryLater("storage-full", "the storage is full", time.Minute)
+	case errors.Is(err, publish.ErrTooLarge):
+		return refuse(http.StatusRequestEntityTooLarge, "body-too-large", "the body, or an element of it, is more than the broker stores in one message; raise its max_payload")
 	case errors.Is(err, publish.ErrOverloaded):
 		return retryLater("overloaded", "too many events are waiting; send it again", 5*time.Second)
 	case errors.Is(err, context.Canceled):

@@ -56,12 +56,16 @@ const ackTimeout = 15 * time.Second
 // Together with maxQueueWait it stays below the sender's 30 seconds too.
 const publishTimeout = 20 * time.Second
 
-// Errors that Publish tells apart. They all mean: not stored, send again.
+// Errors that Publish tells apart. All but ErrTooLarge mean: not stored, send
+// again.
 var (
 	ErrQuarantineFull = errors.New("quarantine is full for this source")
 	ErrStorageFull    = errors.New("the broker's storage is full")
 	ErrOverloaded     = errors.New("too many events are waiting for the broker")
 	ErrBroker         = errors.New("the broker does not answer")
+	// ErrTooLarge is final: what is not understood, or an event by itself, is
+	// more than the broker takes in one message.
+	ErrTooLarge = errors.New("larger than the broker's max_payload")
 )
 
 // Origin is where and how a batch of results came in.
@@ -123,9 +127,6 @@ func New(ctx context.Context, b *broker.Broker) (*Publisher, error) {
 		shares:     map[string]*semaphore.Weighted{},
 	}, nil
 }
-
-// MaxRaw is the largest request body that can be stored whole in quarantine.
-func (p *Publisher) MaxRaw() int64 { return int64(p.maxPayload) - quarantineHeaderRoom }
 
 // deliveryHeaderRoom is more than the headers that a retry or a dead letter adds
 // to an event, so that what was accepted can also be kept there.
@@ -336,6 +337,9 @@ func (p *Publisher) stillQuarantined(ctx context.Context, o Origin, w *publishin
 }
 
 func (p *Publisher) startQuarantine(ctx context.Context, o Origin, r *event.Result) publishing {
+	if len(r.Raw) > p.maxPayload-quarantineHeaderRoom {
+		return publishing{result: r, err: ErrTooLarge}
+	}
 	f, err := p.send(ctx, quarantineMessage(o, r))
 	return publishing{result: r, future: f, err: err}
 }
@@ -453,6 +457,8 @@ func quarantineError(err error) error {
 		return nil
 	case isFull(err):
 		return ErrQuarantineFull
+	case errors.Is(err, ErrTooLarge):
+		return err
 	}
 	return fmt.Errorf("%w: %w", ErrBroker, err)
 }

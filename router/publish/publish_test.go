@@ -118,6 +118,19 @@ func TestTooLargeGoesToQuarantine(t *testing.T) {
 	}
 }
 
+// A broker with a small max_payload must be no reason to come back for ever.
+func TestSmallBroker(t *testing.T) {
+	b := brokertest.NewExternal(t, 128<<10)
+	p := newPublisher(t, b)
+	big := result("1", `"`+strings.Repeat("x", 200<<10)+`"`)
+	if _, err := p.Publish(t.Context(), origin("prod", "e"), []event.Result{big}); !errors.Is(err, publish.ErrTooLarge) {
+		t.Errorf("a large event: %v, want ErrTooLarge", err)
+	}
+	if _, err := p.Publish(t.Context(), origin("prod", "e"), []event.Result{result("2", "2")}); err != nil {
+		t.Errorf("a small one after it: %v", err)
+	}
+}
+
 func TestHugeAttributes(t *testing.T) {
 	b := brokertest.New(t)
 	r := result("1", "1")

@@ -7,6 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/gridfan/gridfan/infra/broker"
 )
@@ -20,7 +23,11 @@ func New(t testing.TB) *broker.Broker {
 // Open starts a broker on a given store, for tests that restart it.
 func Open(t testing.TB, dir string) *broker.Broker {
 	t.Helper()
-	cfg := broker.Config{Dir: dir, Listen: "none", MaxBytes: 1 << 30}
+	return connect(t, broker.Config{Dir: dir, Listen: "none", MaxBytes: 1 << 30})
+}
+
+func connect(t testing.TB, cfg broker.Config) *broker.Broker {
+	t.Helper()
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -30,4 +37,23 @@ func Open(t testing.TB, dir string) *broker.Broker {
 	}
 	t.Cleanup(b.Close)
 	return b
+}
+
+// NewExternal starts a plain NATS server with a given max_payload, as operators
+// run them, and connects to it as to any external one.
+func NewExternal(t testing.TB, maxPayload int32) *broker.Broker {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(),
+		MaxPayload: maxPayload, NoSigs: true, NoLog: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(10 * time.Second) {
+		t.Fatal("the server does not start")
+	}
+	return connect(t, broker.Config{URL: s.ClientURL(), MaxBytes: 1 << 30})
 }
