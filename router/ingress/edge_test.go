@@ -337,8 +337,8 @@ func TestConfirmable(t *testing.T) {
 	}{
 		{"https://rp-eastus2.eventgrid.azure.net:553/eventsubscriptions/estest/validate?id=1&token=" + canary, true},
 		{"https://rp-eastus2.EventGrid.Azure.NET/validate?token=" + canary, true},
-		{"https://rp-usgovvirginia.eventgrid.azure.us:553/validate?token=" + canary, true},
-		{"https://rp-chinaeast2.eventgrid.azure.cn:553/validate?token=" + canary, true},
+		{"https://rp-usgovvirginia.eventgrid.azure.us:553/validate?token=" + canary, false},
+		{"https://rp-chinaeast2.eventgrid.azure.cn:553/validate?token=" + canary, false},
 		{"http://rp-eastus2.eventgrid.azure.net/validate?token=" + canary, false},
 		{"ftp://rp-eastus2.eventgrid.azure.net/" + canary, false},
 		{"//rp-eastus2.eventgrid.azure.net/" + canary, false},
