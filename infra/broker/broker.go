@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -201,7 +202,8 @@ func (b *Broker) dial(name string) (*nats.Conn, error) {
 		return nil, fmt.Errorf("connect to the broker: %w", err)
 	}
 	b.mu.Lock()
-	b.conns = append(b.conns, nc)
+	// A subscriber's connection closes with its worker; don't collect them.
+	b.conns = append(slices.DeleteFunc(b.conns, (*nats.Conn).IsClosed), nc)
 	b.mu.Unlock()
 	return nc, nil
 }

@@ -67,9 +67,6 @@ func SubscriberOf(subject string) string {
 	return ""
 }
 
-// SourceOf gives the source from a subject made by Quarantine.
-func SourceOf(subject string) string { return strings.TrimPrefix(subject, subjectQuarantine) }
-
 // Quarantine is where what a source sent and nobody understood is kept.
 func Quarantine(source string) string { return subjectQuarantine + source }
 

@@ -161,7 +161,7 @@ func New(cfg Config, deps Deps) (*Authenticator, error) {
 
 // Check says whether r may send: nil, *Denied or *Unavailable. remote is the
 // sender's address, as seen behind trusted proxies. body is the whole body as
-// it came; it is looked at only if NeedsBody. Check may wait up to five
+// it came; it is looked at only if WantsBody. Check may wait up to five
 // seconds for Entra's keys, or until r's context ends.
 func (a *Authenticator) Check(r *http.Request, remote netip.Addr, body []byte) error {
 	if !a.admits(remote) {
@@ -201,16 +201,10 @@ func (a *Authenticator) admits(remote netip.Addr) bool {
 	return len(a.allow) == 0 || slices.ContainsFunc(a.allow, func(p netip.Prefix) bool { return p.Contains(remote) })
 }
 
-// NeedsBody says whether any method signs the body. If not, Check can be asked
-// before the body is read, so that strangers cannot make us read megabytes.
-func (a *Authenticator) NeedsBody() bool {
-	return slices.ContainsFunc(a.methods, func(m method) bool { _, ok := m.(*hmacMethod); return ok })
-}
-
 // WantsBody says whether the body of this very request can matter: a method
 // signs bodies, and the request comes from an allowed address and carries the
-// header of a signature. If not, Check can be asked without the body although
-// NeedsBody.
+// header of a signature. If not, Check can be asked before the body is read, so
+// that strangers cannot make us read megabytes.
 func (a *Authenticator) WantsBody(r *http.Request, remote netip.Addr) bool {
 	return a.admits(remote) && slices.ContainsFunc(a.methods, func(m method) bool {
 		h, ok := m.(*hmacMethod)

@@ -62,7 +62,7 @@ type source struct {
 	refusals   throttle
 	undecided  throttle
 	risk       risk
-	counts     Counts
+	counts     tally
 	last       atomic.Int64 // Unix milliseconds of the last accepted event
 }
 
@@ -220,7 +220,7 @@ func (in *Ingress) receive(w http.ResponseWriter, r *http.Request) error {
 		Via: "push", Accepted: accepted, Header: keptHeaders(r.Header),
 	}, results)
 	if err != nil {
-		in.log.Warn("not stored, sender asked to repeat", "source", s.Name, "error", err)
+		in.log.Warn("not stored, and its sender was told so", "source", s.Name, "error", err)
 		return unavailable(err)
 	}
 	in.count(s, results, statuses, accepted)
@@ -287,7 +287,7 @@ func (in *Ingress) controlled(s *source, c *event.Control) {
 	}
 }
 
-// accepted is the body of a 200 for people; senders read only the status.
+// acceptedBody is the body of a 200 for people; senders read only the status.
 type acceptedBody struct {
 	Received    int       `json:"received"`
 	Published   int       `json:"published"`
@@ -419,12 +419,12 @@ func (in *Ingress) Status() []SourceStatus {
 	return list
 }
 
-// Counts is a source's book since the start.
-type Counts struct {
+// tally is a source's book since the start.
+type tally struct {
 	received, published, duplicate, quarantined, control atomic.Int64
 }
 
-func (c *Counts) of(s publish.Status) *atomic.Int64 {
+func (c *tally) of(s publish.Status) *atomic.Int64 {
 	switch s {
 	case publish.Published:
 		return &c.published

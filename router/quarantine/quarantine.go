@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -239,13 +238,4 @@ func (s *Store) Drop(ctx context.Context, sel Selection) (int, error) {
 		return nil
 	})
 	return n, err
-}
-
-// Excerpt shows the beginning of a body on one line, for a list.
-func Excerpt(body []byte, n int) string {
-	s := strings.Join(strings.Fields(strings.ToValidUTF8(string(body[:min(len(body), 4*n)]), "?")), " ")
-	if r := []rune(s); len(r) > n {
-		return string(r[:n]) + "…"
-	}
-	return s
 }

@@ -198,9 +198,3 @@ func TestDropAndComeAgain(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 }
-
-func TestExcerpt(t *testing.T) {
-	if got := quarantine.Excerpt([]byte("{\n  \"a\": \xff1,  \"b\": 2}"), 12); got != `{ "a": ?1, "…` {
-		t.Errorf("got %q", got)
-	}
-}

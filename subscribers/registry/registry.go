@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -83,19 +84,9 @@ func (r *Registry) List(ctx context.Context) ([]Entry, error) {
 		entries = append(entries, e)
 	}
 	slices.SortFunc(entries, func(a, b Entry) int {
-		return compareNames(a.Definition.Name, b.Definition.Name)
+		return strings.Compare(a.Definition.Name, b.Definition.Name)
 	})
 	return entries, nil
-}
-
-func compareNames(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // Get gives one entry, or ErrNotFound.
