@@ -492,3 +492,27 @@ func TestMinimiseSubjects(t *testing.T) {
 		}
 	}
 }
+
+// A stream that somebody deleted and made again begins at sequence 1, like the
+// old one: what was settled there says nothing of the events here.
+func TestStreamMadeAgain(t *testing.T) {
+	r := newRig(t)
+	s := newSender(ok)
+	r.start("a", fastConfig(), s)
+	r.publish(0, 5)
+	waitFor(t, "the first five", func() bool { return r.settled("delivered") == 5 })
+	js := r.b.JetStream()
+	stream, err := js.Stream(t.Context(), broker.StreamEvents)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := stream.CachedInfo().Config
+	if err := js.DeleteStream(t.Context(), cfg.Name); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	r.publish(5, 10)
+	waitFor(t, "the events of the new stream", func() bool { n, _ := s.count(); return n == 10 })
+}

@@ -87,8 +87,11 @@ func (l *lane) declare(ctx context.Context) (made bool, err error) {
 	}
 	if made {
 		// What was settled before was settled for another cursor, perhaps even
-		// on another stream.
+		// on another stream, whose sequences say nothing of this one's.
 		l.fresh = true
+		l.mu.Lock()
+		l.recent = newRing(recentSettled)
+		l.mu.Unlock()
 	}
 	l.reader = consumerReader{c}
 	return made, nil
