@@ -8,11 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -28,14 +24,20 @@ const MaxPayload = 8 << 20
 // Broker is a running or reached NATS server with its streams declared.
 // All methods are safe for concurrent use.
 type Broker struct {
-	cfg      Config
-	log      *slog.Logger
-	embedded *server.Server // nil for an external one
-	lock     *dirLock       // held while the embedded server runs
-	url      string         // where other clients reach it, empty if nowhere
+	cfg        Config
+	log        *slog.Logger
+	durability Durability
+
+	// Only with the server in this process, else nil.
+	node    *node
+	syncer  *syncer  // and only where one sync serves all
+	barrier *barrier // the same
+	mark    *mark
 
 	control *nats.Conn
 	js      jetstream.JetStream
+
+	watch watch
 
 	mu    sync.Mutex // guards conns
 	conns []*nats.Conn
@@ -45,105 +47,80 @@ type Broker struct {
 // valid. The caller closes the Broker.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Broker, error) {
 	b := &Broker{cfg: cfg, log: log}
-	if cfg.URL == "" {
-		if err := b.startEmbedded(); err != nil {
-			return nil, err
-		}
-	}
-	err := b.connect(ctx)
-	if err == nil {
-		err = b.declare(ctx)
-	}
-	if err != nil {
+	b.watch.init()
+	if err := b.open(ctx); err != nil {
 		b.Close()
 		return nil, err
 	}
 	return b, nil
 }
 
-func (b *Broker) startEmbedded() error {
-	dir, err := filepath.Abs(b.cfg.Dir)
-	if err != nil {
-		return fmt.Errorf("broker.embedded.dir %q: %w", b.cfg.Dir, err)
+func (b *Broker) open(ctx context.Context) error {
+	var err error
+	if b.cfg.URL == "" {
+		if b.node, err = newNode(b.cfg, b.log); err != nil {
+			return err
+		}
+		if err := b.chooseEmbedded(); err != nil {
+			return err
+		}
+		if err := b.node.start(); err != nil {
+			return err
+		}
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("broker.embedded.dir: %w", err)
-	}
-	// The server itself starts happily on a store that another one has open.
-	if b.lock, err = lockDir(dir); err != nil {
+	if err := b.connect(ctx); err != nil {
 		return err
 	}
-	opts := &server.Options{
-		ServerName: "gridfan",
-		StoreDir:   dir,
-		JetStream:  true,
-		// An ack then means that the message is on the disk, not in the page
-		// cache; without it a power cut loses streams whole.
-		SyncAlways:             true,
-		JetStreamMaxStore:      b.cfg.MaxBytes,
-		JetStreamMaxMemory:     64 << 20, // nothing of ours is kept in memory
-		MaxPayload:             MaxPayload,
-		MaxPending:             256 << 20, // several prefetched messages of MaxPayload
-		NoSigs:                 true,      // or it would exit on SIGINT by itself
-		DisableJetStreamBanner: true,
-		DontListen:             true,
+	if b.node == nil {
+		if err := b.chooseExternal(ctx); err != nil {
+			return err
+		}
+		return b.declare(ctx)
 	}
-	if err := b.listen(opts); err != nil {
-		b.lock.release()
+	if err := b.verify(ctx); err != nil {
 		return err
 	}
-	s, err := server.NewServer(opts)
-	if err != nil {
-		b.lock.release()
-		return fmt.Errorf("start the embedded broker: %w", err)
+	if err := b.declare(ctx); err != nil {
+		return err
 	}
-	s.SetLoggerV2(serverLog{b.log.With("component", "nats-server")}, false, false, false)
-	s.Start()
-	b.embedded = s
-	// A million stored messages are recovered in under a second.
-	if !s.ReadyForConnections(60*time.Second) || !s.JetStreamEnabled() {
-		b.Close()
-		return fmt.Errorf("start the embedded broker: no answer within a minute; its store is %s", dir)
+	if err := b.startBarrier(ctx); err != nil {
+		return err
 	}
-	if !opts.DontListen {
-		b.url = s.ClientURL()
-	}
+	b.watch.running.Go(b.supervise)
 	return nil
 }
 
-// listen decides the address for other NATS clients.
-func (b *Broker) listen(opts *server.Options) error {
-	addr := b.cfg.Listen
-	if addr == "none" {
+// startBarrier makes what Open has declared durable, and begins the mark.
+func (b *Broker) startBarrier(ctx context.Context) error {
+	if b.syncer != nil {
+		// Twice in the order of the promise: the mark stands for streams
+		// that are on the disk.
+		if err := b.syncer.sync(); err != nil {
+			return err
+		}
+	}
+	s, err := b.js.Stream(ctx, StreamEvents)
+	if err != nil {
+		return err
+	}
+	info := s.CachedInfo()
+	if b.mark, err = openMark(b.node.dir, info.Created, info.State.LastSeq); err != nil {
+		return err
+	}
+	if b.syncer == nil {
 		return nil
 	}
-	if addr == "" {
-		addr = DefaultListen
+	b.barrier = &barrier{
+		flush: func() error {
+			if err := b.mark.write(); err != nil {
+				return err
+			}
+			return b.watch.sync(b.syncer.sync)
+		},
+		done:   b.mark.advance,
+		broken: b.trouble,
 	}
-	host, portText, err := net.SplitHostPort(addr)
-	if err != nil {
-		return fmt.Errorf("broker.embedded.listen %q: %w", addr, err)
-	}
-	port, err := strconv.Atoi(portText)
-	if err != nil || port < 0 || port > 65535 {
-		return fmt.Errorf("broker.embedded.listen %q: want a port number", addr)
-	}
-	// The server's own answer to a taken port is to exit: try it first.
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		if b.cfg.Listen == "" {
-			b.log.Warn("the broker has no address for other NATS clients: the default one is taken",
-				"address", addr, "fix", `set broker.embedded.listen to a free address, or to "none"`)
-			return nil
-		}
-		return fmt.Errorf("broker.embedded.listen: %w", err)
-	}
-	l.Close()
-	opts.DontListen, opts.Host, opts.Port = false, host, port
-	if port == 0 {
-		opts.Port = server.RANDOM_PORT
-	}
-	return nil
+	return b.barrier.wait(ctx, 0, 0)
 }
 
 func (b *Broker) connect(ctx context.Context) error {
@@ -164,7 +141,7 @@ func (b *Broker) connect(ctx context.Context) error {
 }
 
 func (b *Broker) where() string {
-	if b.embedded != nil {
+	if b.node != nil {
 		return "embedded"
 	}
 	return b.control.ConnectedUrlRedacted()
@@ -181,8 +158,8 @@ func (b *Broker) dial(name string) (*nats.Conn, error) {
 		}),
 	}
 	url := b.cfg.URL
-	if b.embedded != nil {
-		opts, url = append(opts, nats.InProcessServer(b.embedded)), ""
+	if b.node != nil {
+		opts, url = append(opts, nats.InProcessServer(b.node)), ""
 	} else {
 		opts = append(opts,
 			nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
@@ -228,26 +205,32 @@ func (b *Broker) MaxPayload() int64 { return b.control.MaxPayload() }
 
 // URL is where other NATS clients reach the server; empty if nowhere.
 func (b *Broker) URL() string {
-	if b.embedded == nil {
+	if b.node == nil {
 		return b.control.ConnectedUrlRedacted()
 	}
-	return b.url
+	return b.node.url()
 }
 
 // Embedded says whether the server runs in this process.
-func (b *Broker) Embedded() bool { return b.embedded != nil }
+func (b *Broker) Embedded() bool { return b.node != nil }
 
 // Connected says whether the server answers at all.
 func (b *Broker) Connected() bool { return b.control.IsConnected() }
 
 // Health reports what is wrong with the server or its streams, nil if nothing.
 func (b *Broker) Health(ctx context.Context) error {
+	if err := b.watch.problem(); err != nil {
+		return fmt.Errorf("broker: %w", err)
+	}
 	if !b.Connected() {
 		return errors.New("broker: not connected")
 	}
-	if b.embedded != nil {
-		// A write error freezes a stream until a restart; Healthz knows.
-		if h := b.embedded.Healthz(&server.HealthzOptions{JSEnabledOnly: false}); h.Status != "ok" {
+	if b.node != nil {
+		s := b.node.server()
+		if s == nil {
+			return fmt.Errorf("broker: %w", errNoServer)
+		}
+		if h := s.Healthz(&server.HealthzOptions{}); h.Status != "ok" {
 			return fmt.Errorf("broker: %s", h.Error)
 		}
 	}
@@ -298,6 +281,8 @@ func (b *Broker) Use(ctx context.Context) ([]StreamUse, error) {
 // Close closes all connections and stops the embedded server. Whoever uses the
 // Broker stops first.
 func (b *Broker) Close() {
+	b.watch.stop()
+	b.watch.running.Wait()
 	b.mu.Lock()
 	conns := b.conns
 	b.conns = nil
@@ -305,23 +290,20 @@ func (b *Broker) Close() {
 	for _, nc := range conns {
 		nc.Close()
 	}
-	if b.embedded != nil {
-		b.embedded.Shutdown()
-		b.embedded.WaitForShutdown()
+	if b.node == nil {
+		return
 	}
-	if b.lock != nil {
-		b.lock.release()
-		b.lock = nil
+	b.node.stop()
+	if b.mark != nil {
+		if err := b.mark.close(); err != nil {
+			b.log.Warn("mark of the store not written", "error", err)
+		}
 	}
+	if b.syncer != nil {
+		if err := b.syncer.sync(); err != nil {
+			b.log.Warn("last sync of the store", "error", err)
+		}
+		b.syncer.close()
+	}
+	b.node.close()
 }
-
-// serverLog hands the server's log lines to slog. The server speaks of its
-// every start step as a notice, so those are debug lines here.
-type serverLog struct{ log *slog.Logger }
-
-func (l serverLog) Noticef(f string, v ...any) { l.log.Debug(fmt.Sprintf(f, v...)) }
-func (l serverLog) Warnf(f string, v ...any)   { l.log.Warn(fmt.Sprintf(f, v...)) }
-func (l serverLog) Errorf(f string, v ...any)  { l.log.Error(fmt.Sprintf(f, v...)) }
-func (l serverLog) Fatalf(f string, v ...any)  { l.log.Error(fmt.Sprintf(f, v...)) }
-func (l serverLog) Debugf(string, ...any)      {}
-func (l serverLog) Tracef(string, ...any)      {}

@@ -17,6 +17,11 @@ import (
 	"github.com/gridfan/gridfan/infra/secret"
 )
 
+// log shows the broker's warnings with a test that fails.
+func log(t *testing.T) *slog.Logger {
+	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+}
+
 func TestReopenKeepsEverything(t *testing.T) {
 	ctx, dir := t.Context(), t.TempDir()
 	b := brokertest.Open(t, dir)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"strings"
 
 	"github.com/gridfan/gridfan/infra/secret"
@@ -27,6 +28,14 @@ type Config struct {
 	// Replicas is how many servers of a cluster keep each stream: 1 to 5,
 	// default 1. The embedded server is one.
 	Replicas int
+
+	// Durability is Barrier or SyncAlways. For the embedded server it overrides
+	// what its store is best served by; for an external one SyncAlways is the
+	// operator's word that every server of it syncs before it acks.
+	Durability Mode
+	// Monitoring are the monitoring addresses of the external servers
+	// (http://host:8222), to verify how they sync.
+	Monitoring []string
 
 	// MaxBytes is the disk space for all streams together. Default 8 GiB.
 	MaxBytes int64
@@ -60,7 +69,22 @@ func (c *Config) Validate() error {
 	if c.Replicas < 1 || c.Replicas > 5 {
 		errs = append(errs, fmt.Errorf("broker.replicas: want 1 to 5, got %d", c.Replicas))
 	}
+	switch {
+	case c.Durability == "", c.Durability == SyncAlways, c.Durability == Barrier && c.URL == "":
+	case c.Durability == Barrier:
+		errs = append(errs, errors.New("broker.durability: barrier needs the embedded server; an external one must sync by itself: sync-always"))
+	default:
+		errs = append(errs, fmt.Errorf("broker.durability: want barrier or sync-always, got %q", c.Durability))
+	}
+	for i, u := range c.Monitoring {
+		if p, err := url.Parse(u); err != nil || p.Scheme != "http" && p.Scheme != "https" || p.Host == "" || p.User != nil {
+			errs = append(errs, fmt.Errorf("broker.monitoring[%d]: want the address of a server's monitoring port, as in http://nats-0:8222", i))
+		}
+	}
 	if c.URL == "" {
+		if len(c.Monitoring) > 0 {
+			errs = append(errs, errors.New("broker.monitoring: only an external server (broker.url) is asked how it syncs"))
+		}
 		if c.Replicas != 1 {
 			errs = append(errs, errors.New("broker.replicas: the embedded server is a single node; set broker.url to use a cluster"))
 		}

@@ -4,3 +4,17 @@ import "context"
 
 // Declare declares the streams once more.
 func Declare(ctx context.Context, b *Broker) error { return b.declare(ctx) }
+
+// WrapSync puts f in place of the barrier's sync; real is the true one.
+func WrapSync(b *Broker, f func(real func() error) error) {
+	b.barrier.mu.Lock()
+	defer b.barrier.mu.Unlock()
+	real := b.barrier.flush
+	b.barrier.flush = func() error { return f(real) }
+}
+
+// SwitchOff does to JetStream what the server does when a disk is full.
+func SwitchOff(b *Broker) error { return b.node.server().ShutdownJetStream() }
+
+// MarkName is the file that remembers how far the store was acknowledged.
+const MarkName = markName

@@ -2,6 +2,8 @@
 
 package broker
 
+const lockName = "gridfan.lock"
+
 // dirLock does nothing where there is no flock.
 type dirLock struct{}
 

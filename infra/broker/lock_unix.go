@@ -10,12 +10,14 @@ import (
 	"syscall"
 )
 
+const lockName = "gridfan.lock"
+
 // dirLock keeps a second process out of a store. The kernel lets go of it when
 // the process dies, however it dies.
 type dirLock struct{ f *os.File }
 
 func lockDir(dir string) (*dirLock, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "gridfan.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock the store: %w", err)
 	}

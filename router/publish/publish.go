@@ -93,6 +93,7 @@ const (
 
 // Publisher stores events. It is safe for concurrent use.
 type Publisher struct {
+	broker     *broker.Broker
 	conn       *nats.Conn
 	js         jetstream.JetStream
 	stream     jetstream.Stream
@@ -121,7 +122,7 @@ func New(ctx context.Context, b *broker.Broker) (*Publisher, error) {
 		return nil, fmt.Errorf("stream %s: %w", broker.StreamQuarantine, err)
 	}
 	return &Publisher{
-		conn: nc, js: js, stream: stream, quarantine: quarantine,
+		broker: b, conn: nc, js: js, stream: stream, quarantine: quarantine,
 		maxPayload: int(b.MaxPayload()),
 		slots:      semaphore.NewWeighted(maxInFlight),
 		shares:     map[string]*semaphore.Weighted{},
@@ -146,24 +147,33 @@ func (p *Publisher) Publish(ctx context.Context, o Origin, results []event.Resul
 	}
 	ctx, cancel := context.WithTimeout(ctx, maxQueueWait+publishTimeout)
 	defer cancel()
+	if err := p.broker.Room(); err != nil {
+		return nil, brokerError(err)
+	}
+	epoch := p.broker.Epoch()
+	var last uint64
 	statuses := make([]Status, 0, len(results))
 	for first := true; len(results) > 0; first = false {
 		n := min(len(results), slice)
-		got, err := p.publishSlice(ctx, o, results[:n], first)
+		got, through, err := p.publishSlice(ctx, o, results[:n], first)
 		statuses = append(statuses, got...)
 		if err != nil {
 			return statuses, err
 		}
+		last = max(last, through)
 		results = results[n:]
+	}
+	if err := p.broker.Durable(ctx, epoch, last); err != nil {
+		return statuses, brokerError(err)
 	}
 	return statuses, nil
 }
 
 // publishSlice stores so many results as may be on their way together.
-func (p *Publisher) publishSlice(ctx context.Context, o Origin, results []event.Result, first bool) ([]Status, error) {
+func (p *Publisher) publishSlice(ctx context.Context, o Origin, results []event.Result, first bool) (_ []Status, through uint64, _ error) {
 	release, err := p.acquire(ctx, o.Source, int64(len(results)), first)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer release()
 	pending := make([]publishing, len(results))
@@ -178,8 +188,9 @@ func (p *Publisher) publishSlice(ctx context.Context, o Origin, results []event.
 			failed = err
 		}
 		statuses[i] = s
+		through = max(through, pending[i].sequence)
 	}
-	return statuses, failed
+	return statuses, through, failed
 }
 
 // acquire takes n slots of the source's share and of all. A source that sends
@@ -214,6 +225,8 @@ type publishing struct {
 	event  *event.Event // nil when the result goes to quarantine
 	future jetstream.PubAckFuture
 	err    error
+	// sequence is its place in EVENTS once it is there.
+	sequence uint64
 }
 
 // start sends one result off without waiting.
@@ -275,9 +288,11 @@ func (p *Publisher) finish(ctx context.Context, o Origin, w *publishing) (Status
 		}
 		return Quarantined, quarantineError(err)
 	}
+	p.broker.Suspect(err)
 	if err != nil {
 		return "", brokerError(err)
 	}
+	w.sequence = ack.Sequence
 	if !ack.Duplicate {
 		return Published, nil
 	}
@@ -437,15 +452,8 @@ func wait(ctx context.Context, f jetstream.PubAckFuture, err error) (*jetstream.
 	}
 }
 
-// JetStream's codes for a stream at its limit and a server out of space
-// (measured with nats-server v2.15.2).
-const (
-	codeStreamFull = 10077
-	codeServerFull = 10023
-)
-
 func brokerError(err error) error {
-	if isFull(err) {
+	if broker.IsFull(err) {
 		return ErrStorageFull
 	}
 	return fmt.Errorf("%w: %w", ErrBroker, err)
@@ -455,15 +463,10 @@ func quarantineError(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case isFull(err):
+	case broker.IsFull(err):
 		return ErrQuarantineFull
 	case errors.Is(err, ErrTooLarge):
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrBroker, err)
-}
-
-func isFull(err error) bool {
-	var api *jetstream.APIError
-	return errors.As(err, &api) && (api.ErrorCode == codeStreamFull || api.ErrorCode == codeServerFull)
 }

@@ -38,6 +38,7 @@ type Parse func(source string, header map[string]string, body []byte) (o publish
 
 // Store is the quarantine. It is safe for concurrent use.
 type Store struct {
+	broker *broker.Broker
 	stream jetstream.Stream
 	pub    *publish.Publisher
 	parse  Parse
@@ -50,7 +51,7 @@ func Open(ctx context.Context, b *broker.Broker, pub *publish.Publisher, parse P
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", broker.StreamQuarantine, err)
 	}
-	return &Store{stream: s, pub: pub, parse: parse, m: m}, nil
+	return &Store{broker: b, stream: s, pub: pub, parse: parse, m: m}, nil
 }
 
 // List gives up to limit entries of one source, or of all for an empty source,
@@ -229,13 +230,15 @@ func (s *Store) redrive(ctx context.Context, e Entry, dryRun bool) (Outcome, err
 // Drop deletes the selected entries and says how many. They are gone.
 func (s *Store) Drop(ctx context.Context, sel Selection) (int, error) {
 	n := 0
-	err := s.each(ctx, sel, func(e Entry) error {
-		if err := s.stream.DeleteMsg(ctx, e.Sequence); err != nil {
-			return fmt.Errorf("entry %d: %w", e.Sequence, err)
-		}
-		n++
-		s.m.dropped.WithLabelValues(e.Source).Inc()
-		return nil
+	err := s.broker.Change(ctx, func() error {
+		return s.each(ctx, sel, func(e Entry) error {
+			if err := s.stream.DeleteMsg(ctx, e.Sequence); err != nil {
+				return fmt.Errorf("entry %d: %w", e.Sequence, err)
+			}
+			n++
+			s.m.dropped.WithLabelValues(e.Source).Inc()
+			return nil
+		})
 	})
 	return n, err
 }

@@ -16,7 +16,8 @@ type delivery struct {
 	message // its content; the broker may have sent a newer copy since
 	lane    *lane
 	origin  origin
-	broken  error // the message is not one of ours
+	broken  error  // the message is not one of ours
+	epoch   uint64 // of the store when it came
 	// probed is set when it was fetched to find out whether the subscriber is
 	// back: it gives the right to probe to the next one.
 	probed func()
@@ -196,7 +197,7 @@ func (l *lane) room(ctx context.Context) int {
 func (l *lane) accept(m message, probed func()) bool {
 	seq := m.sequence()
 	o, broken := l.origin(m)
-	d := &delivery{message: m, handle: m, lane: l, origin: o, broken: broken, probed: probed, lastHold: time.Now()}
+	d := &delivery{message: m, handle: m, lane: l, origin: o, broken: broken, epoch: l.w.parts.Broker.Epoch(), probed: probed, lastHold: time.Now()}
 	l.mu.Lock()
 	if earlier := l.held[seq]; earlier != nil {
 		// It came again while we work on it: a sign of life was late. The

@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
 
 	"github.com/gridfan/gridfan/infra/broker"
 )
@@ -60,8 +61,9 @@ type settlement struct {
 // disk the next one gathers, so that thousands of settlements share one sync
 // and a single one does not wait. It is safe for concurrent use.
 type Recorder struct {
-	js  jetstream.JetStream
-	log *slog.Logger
+	broker *broker.Broker
+	js     jetstream.JetStream
+	log    *slog.Logger
 
 	mu     sync.Mutex // guards queue, then closed
 	queue  []recording
@@ -100,7 +102,7 @@ func NewRecorder(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Reco
 		return nil, err
 	}
 	rec := &Recorder{
-		js: js, log: log,
+		broker: b, js: js, log: log,
 		wake: make(chan struct{}, 1), room: make(chan struct{}, maxQueued), done: make(chan struct{}),
 		settled: map[settlement]time.Time{},
 	}
@@ -241,11 +243,16 @@ func (rec *Recorder) write(batch []recording) {
 	}
 }
 
-// store publishes a block until it is stored, or Close gives up on it.
+// store publishes a block until it is on the disk, or Close gives up on it.
 func (rec *Recorder) store(block []byte) bool {
+	// The same block again is one block.
+	m := &nats.Msg{
+		Subject: broker.Attempts(broker.Instance()), Data: block,
+		Header: nats.Header{nats.MsgIdHdr: {nuid.Next()}},
+	}
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		_, err := rec.js.PublishMsg(ctx, &nats.Msg{Subject: broker.Attempts(broker.Instance()), Data: block, Header: nats.Header{}})
+		err := rec.broker.Store(ctx, rec.js, m)
 		cancel()
 		if err == nil {
 			return true

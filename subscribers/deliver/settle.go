@@ -165,7 +165,7 @@ func (w *Worker) carry(d *delivery) nats.Header {
 func (w *Worker) store(m *nats.Msg) bool {
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		_, err := w.js.PublishMsg(ctx, m)
+		err := w.parts.Broker.Store(ctx, w.js, m)
 		cancel()
 		if err == nil {
 			return true

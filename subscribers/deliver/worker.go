@@ -181,6 +181,10 @@ const (
 
 // deliver makes an attempt, or two, and settles.
 func (w *Worker) deliver(d *delivery) {
+	if !w.onDisk(d) {
+		d.lane.giveBack(d)
+		return
+	}
 	e, err := event.Decode(d.header(), d.body())
 	if err = errors.Join(d.broken, err); err != nil {
 		w.deadLetter(d, &event.Event{ID: d.header().Get("ce-id")}, causeUndecodable, Attempt{Reason: "not an event of ours: " + err.Error()}, d.origin.attempts, 0)
@@ -212,6 +216,22 @@ func (w *Worker) deliver(d *delivery) {
 			return
 		}
 	}
+}
+
+// onDisk waits until the event itself is on the disk. Until then a power cut
+// can take it back and give its place in the stream to another event, which
+// would then count as settled. false means the worker is stopping, or nobody
+// knows.
+func (w *Worker) onDisk(d *delivery) bool {
+	if d.lane.stream != broker.StreamEvents || d.origin.sequence <= w.parts.Broker.DurableThrough() {
+		return true
+	}
+	err := w.parts.Broker.Durable(w.abandoned, d.epoch, d.origin.sequence)
+	if err != nil && w.stopped.Err() == nil {
+		w.log.Debug("not delivered before it is on the disk", "error", err)
+		w.sleep(inPlace) // it comes again at once
+	}
+	return err == nil
 }
 
 // attempt makes one try under a deadline and tells the breaker.

@@ -157,8 +157,10 @@ func (r *Registry) create(ctx context.Context, d Definition, o Origin) (Entry, e
 	if err != nil {
 		return e, err
 	}
-	_, err = r.kv.Create(ctx, d.Name, b)
-	return e, err
+	return e, r.broker.Change(ctx, func() error {
+		_, err := r.kv.Create(ctx, d.Name, b)
+		return err
+	})
 }
 
 // update changes an entry, again from the start when somebody else was quicker.
@@ -176,7 +178,10 @@ func (r *Registry) update(ctx context.Context, name string, change func(*Entry) 
 		if err != nil {
 			return e, err
 		}
-		_, err = r.kv.Update(ctx, name, b, revision)
+		err = r.broker.Change(ctx, func() error {
+			_, err := r.kv.Update(ctx, name, b, revision)
+			return err
+		})
 		if !errors.Is(err, jetstream.ErrKeyExists) { // how a stale revision is called
 			return e, err
 		}
@@ -346,10 +351,13 @@ func (r *Registry) Delete(ctx context.Context, name string, discard bool) (Backl
 	if !b.Empty() && !discard {
 		return b, fmt.Errorf("subscriber %q: %w: %d pending, %d in retry, %d dead letters", name, ErrBacklog, b.Pending, b.Retry, b.DeadLetters)
 	}
-	if err := r.kv.Delete(ctx, name, jetstream.LastRevision(revision)); err != nil {
+	err = r.broker.Change(ctx, func() error {
+		return r.kv.Delete(ctx, name, jetstream.LastRevision(revision))
+	})
+	if err != nil {
 		return b, err
 	}
-	if err := r.clear(ctx, name); err != nil {
+	if err := r.broker.Change(ctx, func() error { return r.clear(ctx, name) }); err != nil {
 		return b, err
 	}
 	r.broker.Report("subscriber.deleted", name, map[string]any{

@@ -30,8 +30,10 @@ type BrokerStatus struct {
 	// URL is where NATS clients connect; empty if nowhere.
 	URL string `json:"url,omitempty"`
 	// Durability says what an answer of 200 promises.
-	Durability string             `json:"durability"`
+	Durability broker.Durability  `json:"durability"`
 	Streams    []broker.StreamUse `json:"streams"`
+	// Disk is the room under the embedded broker's store.
+	Disk *broker.Space `json:"disk,omitempty"`
 }
 
 // SourceStatus is a source with what it has in quarantine.

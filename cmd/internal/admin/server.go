@@ -122,7 +122,11 @@ func (s *server) status(_ http.ResponseWriter, r *http.Request) (any, error) {
 	ctx := r.Context()
 	st := Status{
 		Version: s.Version, Instance: broker.Instance(), Started: s.Started, Healthy: true,
-		Broker: BrokerStatus{Embedded: s.Broker.Embedded(), URL: s.Broker.URL(), Durability: durability(s.Broker)},
+		Broker: BrokerStatus{Embedded: s.Broker.Embedded(), URL: s.Broker.URL(), Durability: s.Broker.Durability()},
+	}
+	if s.Broker.Embedded() {
+		space := s.Broker.Space()
+		st.Broker.Disk = &space
 	}
 	if err := s.Broker.Health(ctx); err != nil {
 		// What does not need the broker is told all the same.
@@ -146,13 +150,6 @@ func (s *server) status(_ http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	st.Subscribers, err = s.subscribers(ctx)
 	return st, err
-}
-
-func durability(b *broker.Broker) string {
-	if b.Embedded() {
-		return "every event is on the disk before its sender is answered"
-	}
-	return "as the external broker is configured; set sync_interval: always on every server"
 }
 
 func (s *server) subscribers(ctx context.Context) ([]Subscriber, error) {

@@ -98,8 +98,10 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	a.onStop("broker", func(context.Context) error { a.broker.Close(); return nil })
+	if d := a.broker.Durability(); d.Warning {
+		a.log.Warn("durability "+string(d.Mode), "detail", d.Detail)
+	}
 	if !a.broker.Embedded() {
-		a.log.Warn("an external broker decides itself when messages are on its disks; a power cut is survived only with sync_interval: always on every server", "url", a.broker.URL())
 		if n := a.broker.MaxPayload(); n < broker.MaxPayload {
 			a.log.Warn("the external broker takes smaller messages than the embedded one; larger events are refused with 413, which is final for their senders",
 				"max_payload", n, "fix", fmt.Sprintf("set max_payload: %d on every server", broker.MaxPayload))

@@ -54,7 +54,11 @@ func writeStatus(env Env, s *admin.Status, now time.Time) error {
 	if at == "" {
 		at = "no address for other clients"
 	}
-	fmt.Fprintf(env.Out, "broker %s (%s): %s\n\n", kind, at, s.Broker.Durability)
+	fmt.Fprintf(env.Out, "broker %s (%s), durability %s: %s\n", kind, at, s.Broker.Durability.Mode, s.Broker.Durability.Detail)
+	if d := s.Broker.Disk; d != nil {
+		fmt.Fprintf(env.Out, "disk: %s of %s free; %s are kept in reserve\n", size(d.Free), size(d.Total), size(d.Reserve))
+	}
+	fmt.Fprintln(env.Out)
 
 	w := tabwriter.NewWriter(env.Out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "SOURCE\tKIND\tRECEIVED\tPUBLISHED\tDUPLICATE\tCONTROL\tQUARANTINED\tIN QUARANTINE\tLAST EVENT")

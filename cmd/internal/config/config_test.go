@@ -130,6 +130,7 @@ listen:
   admin: { addr: "0.0.0.0:9001", token: "${env:TOKEN}" }
 broker:
   embedded: { dir: /var/lib/gridfan, listen: none }
+  durability: barrier
 storage: { maxBytes: 2GB, onFull: reject }
 sources:
   prod:
@@ -211,6 +212,8 @@ broker:
   url: nats://a:4222,nats://b:4222
   credentials: ${file:/run/secrets/nats.creds}
   replicas: 3
+  durability: sync-always
+  monitoring: [ http://a:8222, http://b:8222 ]
 sources: { prod: { kind: fno, push: { auth: none } } }
 `
 
@@ -242,7 +245,7 @@ func TestParse(t *testing.T) {
 				TrustedProxies: networks("10.20.0.0/16", "192.0.2.7/32", "2001:db8::/32"),
 				Admin:          "0.0.0.0:9001", AdminToken: secret.New("token-token-token"),
 			},
-			Broker: broker.Config{Dir: "/var/lib/gridfan", Listen: "none", Replicas: 1, MaxBytes: 2e9},
+			Broker: broker.Config{Dir: "/var/lib/gridfan", Listen: "none", Replicas: 1, Durability: broker.Barrier, MaxBytes: 2e9},
 			Sources: []ingress.Source{{
 				Name: "files", Kind: "eventgrid", Environment: "files", Auth: auth.Config{None: true},
 				Origins: origins, Validation: "answer", Limits: limits(0),
@@ -326,6 +329,7 @@ func TestParse(t *testing.T) {
 			Broker: broker.Config{
 				Dir: "./data", URL: "nats://a:4222,nats://b:4222", Credentials: secret.New(creds),
 				Replicas: 3, MaxBytes: broker.DefaultMaxBytes,
+				Durability: broker.SyncAlways, Monitoring: []string{"http://a:8222", "http://b:8222"},
 			},
 			Sources: []ingress.Source{{
 				Name: "prod", Kind: "fno", Environment: "prod", Auth: auth.Config{None: true},

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/schemas/custom"
@@ -57,6 +58,8 @@ func (d *decoder) config(root *value) *Config {
 	c.Broker.Dir = d.text(b.get("embedded", "dir"))
 	c.Broker.Listen = d.text(b.get("embedded", "listen"))
 	c.Broker.Replicas = d.integer(b.get("replicas"))
+	c.Broker.Durability = broker.Mode(d.choice(b.get("durability"), string(broker.Barrier), string(broker.SyncAlways)))
+	c.Broker.Monitoring = d.textOrTexts(b.get("monitoring"))
 	c.Broker.Credentials = d.credentials(b.get("credentials"))
 	if url := b.get("url"); url != nil {
 		// An unreadable URL is an external server still, and the keys beside it

@@ -22,6 +22,8 @@ var accepted = []string{
 	"broker.url",
 	"broker.credentials",
 	"broker.replicas",
+	"broker.durability",
+	"broker.monitoring",
 	"storage.maxBytes",
 	"storage.onFull",
 	"sources.<name>.kind",
@@ -87,7 +89,6 @@ var accepted = []string{
 var later = map[string]string{
 	"listen.admin.tls":   "TLS is not part of this version yet; keep the admin address on loopback or behind a proxy, and remove the key",
 	"listen.admin.entra": "sign-in with Entra is not part of this version yet; use listen.admin.token",
-	"broker.durability":  "stating a cluster's durability is not part of this version yet; remove the key",
 	"storage.replay":     "a replay period is not part of this version yet; remove the key",
 
 	"sources.<name>.poll":                     "polling is not part of this version yet; remove the key",

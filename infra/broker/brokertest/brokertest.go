@@ -43,6 +43,18 @@ func connect(t testing.TB, cfg broker.Config) *broker.Broker {
 // run them, and connects to it as to any external one.
 func NewExternal(t testing.TB, maxPayload int32) *broker.Broker {
 	t.Helper()
+	return connect(t, broker.Config{URL: newServer(t, maxPayload), MaxBytes: 1 << 30})
+}
+
+// NewServer starts a plain NATS server, as operators run them, and gives its
+// URL.
+func NewServer(t testing.TB) string {
+	t.Helper()
+	return newServer(t, broker.MaxPayload)
+}
+
+func newServer(t testing.TB, maxPayload int32) (url string) {
+	t.Helper()
 	s, err := server.NewServer(&server.Options{
 		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(),
 		MaxPayload: maxPayload, NoSigs: true, NoLog: true,
@@ -55,5 +67,5 @@ func NewExternal(t testing.TB, maxPayload int32) *broker.Broker {
 	if !s.ReadyForConnections(10 * time.Second) {
 		t.Fatal("the server does not start")
 	}
-	return connect(t, broker.Config{URL: s.ClientURL(), MaxBytes: 1 << 30})
+	return s.ClientURL()
 }

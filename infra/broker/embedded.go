@@ -1,0 +1,175 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// node is the server inside this process. After a disk failure another server
+// on the same store takes its place; connections find it by themselves.
+type node struct {
+	log  *slog.Logger
+	dir  string
+	lock *dirLock // held as long as the node is ours
+	opts server.Options
+
+	mu  sync.Mutex     // guards srv
+	srv *server.Server // nil while there is none
+}
+
+var errNoServer = errors.New("the embedded broker is being restarted")
+
+// newNode takes the store for this process. always makes the server sync each
+// message by itself.
+func newNode(cfg Config, log *slog.Logger) (*node, error) {
+	dir, err := filepath.Abs(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("broker.embedded.dir %q: %w", cfg.Dir, err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("broker.embedded.dir: %w", err)
+	}
+	// The server itself starts happily on a store that another one has open.
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	n := &node{log: log, dir: dir, lock: lock, opts: server.Options{
+		ServerName:             "gridfan",
+		StoreDir:               dir,
+		JetStream:              true,
+		JetStreamMaxStore:      cfg.MaxBytes,
+		JetStreamMaxMemory:     64 << 20, // nothing of ours is kept in memory
+		MaxPayload:             MaxPayload,
+		MaxPending:             256 << 20, // several prefetched messages of MaxPayload
+		NoSigs:                 true,      // or it would exit on SIGINT by itself
+		DisableJetStreamBanner: true,
+		DontListen:             true,
+	}}
+	if err := n.listen(cfg.Listen); err != nil {
+		lock.release()
+		return nil, err
+	}
+	return n, nil
+}
+
+// listen decides the address for other NATS clients.
+func (n *node) listen(configured string) error {
+	if configured == "none" {
+		return nil
+	}
+	addr := configured
+	if addr == "" {
+		addr = DefaultListen
+	}
+	host, portText, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("broker.embedded.listen %q: %w", addr, err)
+	}
+	port, err := strconv.Atoi(portText)
+	if err != nil || port < 0 || port > 65535 {
+		return fmt.Errorf("broker.embedded.listen %q: want a port number", addr)
+	}
+	// The server's own answer to a taken port is to exit: try it first.
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		if configured == "" {
+			n.log.Warn("the broker has no address for other NATS clients: the default one is taken",
+				"address", addr, "fix", `set broker.embedded.listen to a free address, or to "none"`)
+			return nil
+		}
+		return fmt.Errorf("broker.embedded.listen: %w", err)
+	}
+	l.Close()
+	n.opts.DontListen, n.opts.Host, n.opts.Port = false, host, port
+	if port == 0 {
+		n.opts.Port = server.RANDOM_PORT
+	}
+	return nil
+}
+
+// start runs a server and waits until it answers.
+func (n *node) start() error {
+	opts := n.opts.Clone()
+	s, err := server.NewServer(opts)
+	if err != nil {
+		return fmt.Errorf("start the embedded broker: %w", err)
+	}
+	s.SetLoggerV2(serverLog{n.log.With("component", "nats-server")}, false, false, false)
+	s.Start()
+	// A million stored messages are recovered in under a second.
+	if !s.ReadyForConnections(60*time.Second) || !s.JetStreamEnabled() {
+		s.Shutdown()
+		s.WaitForShutdown()
+		return fmt.Errorf("start the embedded broker: it cannot open its store %s; the log above has its reason", n.dir)
+	}
+	if addr, ok := s.Addr().(*net.TCPAddr); ok && !opts.DontListen {
+		n.opts.Port = addr.Port // the same after a restart
+	}
+	n.mu.Lock()
+	n.srv = s
+	n.mu.Unlock()
+	return nil
+}
+
+// stop ends the server, if there is one.
+func (n *node) stop() {
+	n.mu.Lock()
+	s := n.srv
+	n.srv = nil
+	n.mu.Unlock()
+	if s != nil {
+		s.Shutdown()
+		s.WaitForShutdown()
+	}
+}
+
+// close ends the server and gives the store free.
+func (n *node) close() {
+	n.stop()
+	n.lock.release()
+}
+
+// server gives the one that runs, nil for none.
+func (n *node) server() *server.Server {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.srv
+}
+
+// InProcessConn connects a client to the server that runs now.
+func (n *node) InProcessConn() (net.Conn, error) {
+	s := n.server()
+	if s == nil {
+		return nil, errNoServer
+	}
+	return s.InProcessConn()
+}
+
+// url is where other clients connect, empty if nowhere.
+func (n *node) url() string {
+	if s := n.server(); s != nil && !n.opts.DontListen {
+		return s.ClientURL()
+	}
+	return ""
+}
+
+// serverLog hands the server's log lines to slog. The server speaks of its
+// every start step as a notice, so those are debug lines here.
+type serverLog struct{ log *slog.Logger }
+
+func (l serverLog) Noticef(f string, v ...any) { l.log.Debug(fmt.Sprintf(f, v...)) }
+func (l serverLog) Warnf(f string, v ...any)   { l.log.Warn(fmt.Sprintf(f, v...)) }
+func (l serverLog) Errorf(f string, v ...any)  { l.log.Error(fmt.Sprintf(f, v...)) }
+func (l serverLog) Fatalf(f string, v ...any)  { l.log.Error(fmt.Sprintf(f, v...)) }
+func (l serverLog) Debugf(string, ...any)      {}
+func (l serverLog) Tracef(string, ...any)      {}
