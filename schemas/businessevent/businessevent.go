@@ -107,7 +107,7 @@ func build(source string, flat []byte, members []rawjson.Member, env *event.Even
 		return event.Result{Control: &event.Control{Kind: event.Test}}
 	}
 
-	data := rawjson.RewriteStrings(flat, rfc3339)
+	data := rawjson.RewritePrefixed(flat, datePrefix, rfc3339)
 	if f := event.CheckDepth(data); f != nil {
 		return fault(f)
 	}
@@ -331,12 +331,14 @@ var (
 	maxMillis = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli() - 1
 )
 
+const datePrefix = "/Date("
+
 // parseDate reads /Date(ms)/ and /Date(ms±HHMM)/, .NET's old JSON notation.
 // The offset tells the sender's zone and does not move the instant
 // (learn.microsoft.com/dotnet/framework/wcf/feature-details/stand-alone-json-serialization,
 // "DateTime Wire Format"; read 2026-11).
 func parseDate(s string) (time.Time, bool) {
-	s, ok := strings.CutPrefix(s, "/Date(")
+	s, ok := strings.CutPrefix(s, datePrefix)
 	if !ok {
 		return time.Time{}, false
 	}

@@ -98,14 +98,18 @@ const prefix = "ce-"
 // gather collects the headers. HTTP has them in any case and lets them repeat;
 // an attribute has one value.
 func gather(header map[string][]string) (*headers, *event.Fault) {
-	h := &headers{attributes: map[string]string{}}
+	h := &headers{attributes: make(map[string]string, len(header))}
+	names := make([]string, 0, len(header))
+	for name := range header {
+		if len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix) || strings.EqualFold(name, "content-type") {
+			names = append(names, name)
+		}
+	}
 	// In order, so that the same request always has the same fault.
-	for _, sent := range slices.Sorted(maps.Keys(header)) {
+	slices.Sort(names)
+	for _, sent := range names {
 		name := strings.ToLower(sent)
 		attribute, ok := strings.CutPrefix(name, prefix)
-		if !ok && name != "content-type" {
-			continue
-		}
 		for _, raw := range header[sent] {
 			if !ok {
 				value := strings.TrimSpace(raw)
@@ -256,8 +260,13 @@ func parseJSON(body []byte, charset string, batch bool, media string) []event.Re
 		return failed(body, event.Faultf(event.FaultNotEvent, "want a JSON object, got null"))
 	}
 	results := make([]event.Result, len(elems))
+	var members []rawjson.Member // of one element after the other
 	for i, raw := range elems {
-		results[i] = parseElement(raw)
+		if members, err = rawjson.MembersIn(members, raw); err != nil {
+			results[i] = event.Result{Raw: raw, Fault: event.Faultf(event.FaultNotEvent, "%v", err)}
+			continue
+		}
+		results[i] = parseMembers(raw, members)
 	}
 	return results
 }
@@ -271,15 +280,11 @@ func foreign(charset string) bool {
 	return true
 }
 
-func parseElement(raw []byte) event.Result {
-	members, err := rawjson.Members(raw)
-	if err != nil {
-		return event.Result{Raw: raw, Fault: event.Faultf(event.FaultNotEvent, "%v", err)}
-	}
+func parseMembers(raw []byte, members []rawjson.Member) event.Result {
 	if find(members, "specversion") == nil {
 		return event.Result{Raw: raw, Fault: noVersion(members)}
 	}
-	e, err := event.ParseJSON(raw)
+	e, err := event.FromMembers(members)
 	if err != nil {
 		return event.Result{Raw: raw, Fault: event.FaultOf(err)}
 	}

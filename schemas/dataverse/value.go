@@ -73,6 +73,9 @@ func nextValue(d *jsontext.Decoder, raw []byte) (value, error) {
 			return value{}, err
 		}
 		if kind == '{' {
+			if in.members == nil {
+				in.members = make([]member, 0, 2) // most are a key and a value
+			}
 			in.members = append(in.members, m)
 		} else {
 			in.elems = append(in.elems, m.value)
@@ -102,6 +105,25 @@ func scalarOf(d *jsontext.Decoder, raw []byte) (value, error) {
 // decodeName gives a name's text. One with half of a surrogate pair has none,
 // and keeps its quotes.
 func decodeName(quoted []byte) string {
+	// Most of a context are these; they need no memory of their own.
+	switch string(quoted) {
+	case `"key"`:
+		return "key"
+	case `"value"`:
+		return "value"
+	case `"__type"`:
+		return "__type"
+	case `"Id"`:
+		return "Id"
+	case `"LogicalName"`:
+		return "LogicalName"
+	case `"Name"`:
+		return "Name"
+	case `"KeyAttributes"`:
+		return "KeyAttributes"
+	case `"RowVersion"`:
+		return "RowVersion"
+	}
 	if s, ok := rawjson.Text(quoted); ok {
 		return s
 	}
@@ -121,8 +143,8 @@ func (e *repeatedError) Error() string {
 
 // dedupe leaves each name once. The error is a *repeatedError.
 func dedupe(members []member) ([]member, error) {
-	if len(members) < 2 {
-		return members, nil
+	if len(members) <= 32 && !repeats(members) {
+		return members, nil // as nearly all: no map for so few
 	}
 	seen := make(map[string]int, len(members))
 	out := members[:0]
@@ -138,6 +160,18 @@ func dedupe(members []member) ([]member, error) {
 		}
 	}
 	return out, nil
+}
+
+// repeats says whether a name stands twice. It compares each with each.
+func repeats(members []member) bool {
+	for i := range members {
+		for j := range i {
+			if members[i].name == members[j].name {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // null says whether v is absent or null.
@@ -274,6 +308,10 @@ func (v value) append(b []byte) []byte {
 }
 
 func (v value) appendScalar(b []byte) []byte {
+	// A date begins with a slash, which nearly all senders escape.
+	if len(v.raw) < 2 || v.raw[1] != '/' && v.raw[1] != '\\' {
+		return append(b, v.raw...)
+	}
 	if s, ok := rawjson.Text(v.raw); ok {
 		if t, _, ok := parseDate(s); ok {
 			b, _ = jsontext.AppendQuote(b, event.FormatTime(t))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -42,11 +43,13 @@ const maxHeader = 32 << 10
 // mode, or the structured form when the attributes are too big for headers or
 // when data is itself a structured event, whose content type would be taken for
 // the message's. Header names are lower case, as the NATS binding has them.
+//
+// The map has room for as many headers as a publisher adds.
 func (e *Event) Encode() (header map[string][]string, body []byte) {
-	if e.HeaderSize() > maxHeader || mediaType(e.DataContentType) == MediaStructured {
+	if !e.fits(maxHeader) || mediaType(e.DataContentType) == MediaStructured {
 		return map[string][]string{headerContentType: {MediaStructured}}, e.JSON()
 	}
-	header = make(map[string][]string, 8+len(e.Extensions))
+	header = make(map[string][]string, 12+len(e.Extensions))
 	e.Header(header)
 	var types []string
 	for _, x := range e.Extensions {
@@ -66,6 +69,18 @@ func (e *Event) Encode() (header map[string][]string, body []byte) {
 	return header, e.Data
 }
 
+// fits says whether HeaderSize is at most limit, most often without counting
+// what has to be encoded.
+func (e *Event) fits(limit int) bool {
+	n := len(e.ID) + len(e.Source) + len(e.Type) + len(e.Subject) + len(e.DataContentType) + len(e.DataSchema)
+	names := 256
+	for _, x := range e.Extensions {
+		n += len(x.Value)
+		names += len(x.Name) + 8
+	}
+	return names+3*n <= limit || e.HeaderSize() <= limit
+}
+
 // HeaderSize is at least how many bytes Header adds, and not much more.
 func (e *Event) HeaderSize() int {
 	n := 256
@@ -81,25 +96,38 @@ func (e *Event) HeaderSize() int {
 // Header sets the CloudEvents binary mode headers on h, replacing what stands
 // there under their names.
 func (e *Event) Header(h map[string][]string) {
-	set := func(name, value string) {
+	// One slice holds all values, and one string what has to be written.
+	values := make([]string, 0, 8+len(e.Extensions))
+	set := func(header, value string) {
 		if value != "" {
-			h[headerPrefix+name] = []string{percentEncode(value)}
+			n := len(values)
+			values = append(values, value)
+			h[header] = values[n : n+1 : n+1]
 		}
 	}
-	set("specversion", SpecVersion)
-	set("id", e.ID)
-	set("source", e.Source)
-	set("type", e.Type)
-	set("subject", e.Subject)
-	if !e.Time.IsZero() {
-		set("time", FormatTime(e.Time))
-	}
-	set("dataschema", e.DataSchema)
+	var text strings.Builder
+	size := len(time.RFC3339Nano)
 	for _, x := range e.Extensions {
-		set(x.Name, x.Value)
+		size += len(headerPrefix) + len(x.Name)
 	}
-	if e.DataContentType != "" {
-		h[headerContentType] = []string{e.DataContentType}
+	text.Grow(size)
+	set(headerPrefix+"specversion", SpecVersion)
+	set(headerPrefix+"id", percentEncode(e.ID))
+	set(headerPrefix+"source", percentEncode(e.Source))
+	set(headerPrefix+"type", percentEncode(e.Type))
+	set(headerPrefix+"subject", percentEncode(e.Subject))
+	if !e.Time.IsZero() {
+		var room [len(time.RFC3339Nano)]byte
+		text.Write(e.Time.AppendFormat(room[:0], time.RFC3339Nano))
+		set(headerPrefix+"time", text.String())
+	}
+	set(headerPrefix+"dataschema", percentEncode(e.DataSchema))
+	set(headerContentType, e.DataContentType)
+	for _, x := range e.Extensions {
+		start := text.Len()
+		text.WriteString(headerPrefix)
+		text.WriteString(x.Name)
+		set(text.String()[start:], percentEncode(x.Value))
 	}
 }
 
@@ -111,10 +139,18 @@ func Decode(header map[string][]string, body []byte) (*Event, error) {
 		return ParseJSON(body)
 	}
 	e := &Event{DataContentType: ct}
-	types := parseTypes(headerValue(header, headerTypes))
-	spec := ""
+	spec, types, isJSON := "", "", ""
 	for name, values := range header {
-		if len(name) <= len(headerPrefix) || !strings.EqualFold(name[:len(headerPrefix)], headerPrefix) || len(values) == 0 {
+		if len(values) == 0 {
+			continue
+		}
+		if len(name) <= len(headerPrefix) || !strings.EqualFold(name[:len(headerPrefix)], headerPrefix) {
+			switch {
+			case strings.EqualFold(name, headerTypes):
+				types = headerValue(header, headerTypes)
+			case strings.EqualFold(name, headerData):
+				isJSON = headerValue(header, headerData)
+			}
 			continue
 		}
 		value, err := percentDecode(values[0])
@@ -144,17 +180,18 @@ func Decode(header map[string][]string, body []byte) (*Event, error) {
 			}
 		default:
 			if value != "" { // an empty header is no attribute; Header sends none
-				e.SetExtension(typed(name, value, types[name]))
+				e.SetExtension(Extension{Name: name, Value: value})
 			}
 		}
 	}
 	if spec != SpecVersion {
 		return nil, fmt.Errorf("not a CloudEvents %s message: specversion is %.16q", SpecVersion, spec)
 	}
+	e.setTypes(types)
 	if len(body) > 0 {
 		e.Data = body
 		e.DataJSON = IsJSONMedia(e.DataContentType)
-		switch headerValue(header, headerData) {
+		switch isJSON {
 		case "json":
 			e.DataJSON = true
 		case "bytes":
@@ -169,19 +206,23 @@ func Decode(header map[string][]string, body []byte) (*Event, error) {
 	return e, e.Validate()
 }
 
-// typed makes an extension of a type if its value is of that type: another
-// client's word for it could make JSON that is none.
-func typed(name, value string, t ExtensionType) Extension {
-	if t == Integer && !isInt32(value) || t == Boolean && value != "true" && value != "false" {
-		t = String
+// setTypes gives extensions the types that Encode wrote down, but only those
+// whose value is of the type: another client's word for it could make JSON that
+// is none.
+func (e *Event) setTypes(pairs string) {
+	if pairs == "" {
+		return
 	}
-	return Extension{Name: name, Value: value, Type: t}
+	types := parseTypes(pairs)
+	for i, x := range e.Extensions {
+		switch t := types[x.Name]; {
+		case t == Integer && isInt32(x.Value), t == Boolean && (x.Value == "true" || x.Value == "false"):
+			e.Extensions[i].Type = t
+		}
+	}
 }
 
 func parseTypes(s string) map[string]ExtensionType {
-	if s == "" {
-		return nil
-	}
 	types := map[string]ExtensionType{}
 	for pair := range strings.SplitSeq(s, ",") {
 		switch name, t, _ := strings.Cut(pair, "="); t {
@@ -277,7 +318,15 @@ func ParseJSON(raw []byte) (*Event, error) {
 	if err != nil {
 		return nil, Faultf(FaultNotEvent, "%v", err)
 	}
+	return FromMembers(members)
+}
+
+// FromMembers is ParseJSON for the members of one event, as rawjson.Members
+// gives them.
+func FromMembers(members []rawjson.Member) (*Event, error) {
 	e := &Event{}
+	var texts rawjson.Texts
+	texts.Grow(members)
 	var extra []rawjson.Member
 	var data, data64 []byte
 	spec := ""
@@ -316,7 +365,7 @@ func ParseJSON(raw []byte) (*Event, error) {
 		if rawjson.IsNull(m.Value) {
 			continue
 		}
-		s, ok := rawjson.Text(m.Value)
+		s, ok := texts.Text(m.Value)
 		if !ok {
 			return nil, Faultf(FaultType, "attribute %s: want a string, got %s", m.Name, rawjson.Kind(m.Value))
 		}
@@ -413,19 +462,20 @@ func (e *Event) Unmapped(members []rawjson.Member) {
 	// An event that has been here before brings its "unmapped" along: it stays
 	// as it is unless there is more to put into it.
 	var before *rawjson.Member
-	for _, m := range members {
+	for i := range members {
+		m := &members[i]
 		if rawjson.IsNull(m.Value) {
 			continue
 		}
-		x, ok := extensionOf(m)
+		x, ok := extensionOf(*m)
 		_, taken := e.find(x.Name)
 		switch {
 		case m.Name == "unmapped" && ok && x.Type == String:
-			before = &m
+			before = m
 		case ok && !taken && x.Name != "unmapped":
 			e.SetExtension(x)
 		default:
-			keep(m)
+			keep(*m)
 		}
 	}
 	switch {
@@ -441,7 +491,7 @@ func (e *Event) Unmapped(members []rawjson.Member) {
 }
 
 func extensionOf(m rawjson.Member) (Extension, bool) {
-	x := Extension{Name: strings.ToLower(m.Name)}
+	x := Extension{Name: lower(m.Name)}
 	if !ValidExtensionName(x.Name) || len(m.Name) > 32 {
 		return x, false
 	}
@@ -464,6 +514,18 @@ func extensionOf(m rawjson.Member) (Extension, bool) {
 	return x, true
 }
 
+// lower is strings.ToLower, free for the two names that every event in the
+// Event Grid schema has.
+func lower(name string) string {
+	switch name {
+	case "dataVersion":
+		return "dataversion"
+	case "metadataVersion":
+		return "metadataversion"
+	}
+	return strings.ToLower(name)
+}
+
 func isInt32(s string) bool {
 	digits := strings.TrimPrefix(s, "-")
 	if len(digits) > 9 || digits == "" || s == "-0" {
@@ -477,14 +539,19 @@ func isInt32(s string) bool {
 	return true
 }
 
-// plain says whether c may stand in a header value as it is (CloudEvents 1.0.2,
-// bindings/http-protocol-binding.md §3.1.3.2).
-func plain(c byte) bool { return c > 0x20 && c < 0x7f && c != '"' && c != '%' }
+// plain says which bytes may stand in a header value as they are (CloudEvents
+// 1.0.2, bindings/http-protocol-binding.md §3.1.3.2).
+var plain = func() (t [256]bool) {
+	for c := byte(0x21); c < 0x7f; c++ {
+		t[c] = c != '"' && c != '%'
+	}
+	return t
+}()
 
 func encodedLen(s string) int {
 	n := len(s)
 	for i := range len(s) {
-		if !plain(s[i]) {
+		if !plain[s[i]] {
 			n += 2
 		}
 	}
@@ -492,14 +559,17 @@ func encodedLen(s string) int {
 }
 
 func percentEncode(s string) string {
-	n := encodedLen(s)
-	if n == len(s) {
+	i := 0
+	for i < len(s) && plain[s[i]] {
+		i++
+	}
+	if i == len(s) {
 		return s
 	}
 	const hexDigits = "0123456789ABCDEF"
-	b := make([]byte, 0, n)
-	for i := range len(s) {
-		if c := s[i]; plain(c) {
+	b := append(make([]byte, 0, encodedLen(s)), s[:i]...)
+	for ; i < len(s); i++ {
+		if c := s[i]; plain[c] {
 			b = append(b, c)
 		} else {
 			b = append(b, '%', hexDigits[c>>4], hexDigits[c&15])

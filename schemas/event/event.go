@@ -94,6 +94,11 @@ func (e *Event) SetExtension(x Extension) {
 		e.Extensions[i] = x
 		return
 	}
+	if e.Extensions == nil {
+		// Room for the two or three that a sender gives, partitionkey, and what
+		// the router sets.
+		e.Extensions = make([]Extension, 0, 8)
+	}
 	e.Extensions = slices.Insert(e.Extensions, i, x)
 }
 
@@ -110,19 +115,22 @@ func (e *Event) Clone() *Event {
 	return &c
 }
 
-// attribute names that are not extensions; data and data_base64 are members of
-// the JSON form and so cannot be extension names either.
-var reserved = map[string]bool{
-	"id": true, "source": true, "type": true, "specversion": true,
-	"subject": true, "time": true, "datacontenttype": true, "dataschema": true,
-	"data": true, "data_base64": true,
+// reserved says whether name is an attribute that is no extension; data and
+// data_base64 are members of the JSON form and so cannot be extension names
+// either.
+func reserved(name string) bool {
+	switch name {
+	case "id", "source", "type", "specversion", "subject", "time", "datacontenttype", "dataschema", "data", "data_base64":
+		return true
+	}
+	return false
 }
 
 // ValidExtensionName says whether name can be an extension attribute's name:
 // lower-case ASCII letters and digits, and none of CloudEvents' own.
 // (CloudEvents 1.0.2, spec.md "Attribute naming convention".)
 func ValidExtensionName(name string) bool {
-	if name == "" || len(name) > 64 || reserved[name] {
+	if name == "" || len(name) > 64 || reserved(name) {
 		return false
 	}
 	for i := range len(name) {

@@ -30,18 +30,29 @@ const (
 // percent-encoding stands in. Empty tokens are "-". The result is never longer
 // than MaxSubject: long tokens keep their beginning and end in a hash.
 func Subject(kind, source, scope, name string) string {
-	tokens := []string{SubjectPrefix, Token(kind), Token(source), Token(scope)}
+	var room [MaxSubject]byte
+	b := append(room[:0], SubjectPrefix...)
+	b = appendToken(b, kind)
+	b = appendToken(b, source)
+	b = appendToken(b, scope)
 	for part := range strings.SplitSeq(name, ".") {
-		tokens = append(tokens, Token(part))
+		b = appendToken(b, part)
 	}
-	s := strings.Join(tokens, ".")
-	if len(s) <= MaxSubject {
-		return s
+	if len(b) <= MaxSubject {
+		return string(b)
 	}
+	return shortSubject(strings.Split(string(b), "."))
+}
+
+func appendToken(b []byte, s string) []byte { return append(append(b, '.'), Token(s)...) }
+
+// shortSubject joins tokens that are together too long.
+func shortSubject(tokens []string) string {
 	for i, t := range tokens {
 		tokens[i] = shorten(t, maxToken)
 	}
-	if s = strings.Join(tokens, "."); len(s) <= MaxSubject {
+	s := strings.Join(tokens, ".")
+	if len(s) <= MaxSubject {
 		return s
 	}
 	// Still too long: a name of very many tokens. Keep what fits in front.
@@ -79,14 +90,7 @@ func Token(s string) string {
 	if s == "" {
 		return "-"
 	}
-	clean := true
-	for _, r := range s {
-		if forbidden(r) {
-			clean = false
-			break
-		}
-	}
-	if clean {
+	if strings.IndexFunc(s, forbidden) < 0 {
 		return s
 	}
 	const hexDigits = "0123456789ABCDEF"
@@ -113,6 +117,9 @@ func forbidden(r rune) bool {
 	switch r {
 	case '.', '*', '>', '%', utf8.RuneError:
 		return true
+	}
+	if r < utf8.RuneSelf {
+		return r <= ' ' || r == 0x7f
 	}
 	return unicode.IsSpace(r) || !unicode.IsPrint(r)
 }

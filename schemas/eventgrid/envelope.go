@@ -1,6 +1,8 @@
 package eventgrid
 
 import (
+	"bytes"
+
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/gridfan/gridfan/schemas/event"
@@ -8,7 +10,7 @@ import (
 )
 
 // ParseInside reads one element that holds an object of another format, either
-// bare or in the data of an event that ParseElement knows. build gets the
+// bare or in the data of an event that Parse knows. build gets the
 // object, its members and the envelope, nil if there is none. Where data is no
 // object, build gets no members.
 //
@@ -23,22 +25,27 @@ func ParseInside(source string, header map[string][]string, raw []byte, build fu
 	if !wrapped(members) {
 		return build(raw, members, nil)
 	}
-	r := ParseElement(source, header, raw)
+	r := parseMembers(source, header, raw, members)
 	if r.Event == nil {
 		return r
 	}
 	data := r.Event.Data
-	if s, ok := rawjson.Text(data); ok && r.Event.DataJSON {
-		data = []byte(s)
+	obj := bytes.TrimSpace(data)
+	// What was an object when the envelope was read needs no second look.
+	if !r.Event.DataJSON || len(obj) == 0 || obj[0] != '{' {
+		if s, ok := rawjson.Text(data); ok && r.Event.DataJSON {
+			data = []byte(s)
+		}
+		elems, array, err := rawjson.Elements(data)
+		if err != nil || array || elems[0][0] != '{' {
+			return build(data, nil, r.Event)
+		}
+		obj = elems[0]
 	}
-	elems, array, err := rawjson.Elements(data)
-	if err != nil || array || elems[0][0] != '{' {
-		return build(data, nil, r.Event)
-	}
-	if members, err = rawjson.Members(elems[0]); err != nil {
+	if members, err = rawjson.Members(obj); err != nil {
 		return event.Result{Raw: raw, Fault: event.Faultf(event.FaultNotEvent, "data: %v", err)}
 	}
-	return build(elems[0], members, r.Event)
+	return build(obj, members, r.Event)
 }
 
 // wrapped says whether members are an envelope's. An object of another format

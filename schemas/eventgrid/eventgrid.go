@@ -59,26 +59,26 @@ func Parse(source string, header map[string][]string, body []byte) []event.Resul
 		return []event.Result{{Raw: body, Fault: event.Faultf(event.FaultNotJSON, "%v", err)}}
 	}
 	results := make([]event.Result, len(elems))
+	var members []rawjson.Member // of one element after the other
 	for i, raw := range elems {
-		results[i] = ParseElement(source, header, raw)
+		if members, err = rawjson.MembersIn(members, raw); err != nil {
+			results[i] = event.Result{Raw: raw, Fault: event.Faultf(event.FaultNotEvent, "%v", err)}
+			continue
+		}
+		results[i] = parseMembers(source, header, raw, members)
 	}
 	return results
 }
 
-// ParseElement reads one element of a body, as rawjson.Elements gives them.
-// See Parse.
-func ParseElement(source string, header map[string][]string, raw []byte) event.Result {
+// parseMembers reads one element of a body. See Parse.
+func parseMembers(source string, header map[string][]string, raw []byte, members []rawjson.Member) event.Result {
 	r := event.Result{Raw: raw}
-	members, err := rawjson.Members(raw)
-	if err != nil {
-		r.Fault = event.Faultf(event.FaultNotEvent, "%v", err)
-		return r
-	}
 	var e *event.Event
 	var sentSource string
+	var err error
 	switch schemaOf(members) {
 	case cloudEvents:
-		if e, err = event.ParseJSON(raw); err == nil {
+		if e, err = event.FromMembers(members); err == nil {
 			sentSource = e.Source
 		}
 	case eventGrid:
@@ -152,9 +152,12 @@ func unknown(header map[string][]string) *event.Fault {
 // gives the source as it was sent, empty if it was not. The error is a *Fault.
 func parseEventGrid(name string, members []rawjson.Member) (e *event.Event, sentSource string, err error) {
 	e = &event.Event{}
+	var texts rawjson.Texts
+	texts.Grow(members)
 	var topic, eventTime string
 	var ownSource []byte
-	var extra []rawjson.Member
+	var room [4]rawjson.Member
+	extra := room[:0] // of a system event, metadataVersion and perhaps dataVersion
 	for _, m := range members {
 		var dst *string
 		switch m.Name {
@@ -178,7 +181,7 @@ func parseEventGrid(name string, members []rawjson.Member) (e *event.Event, sent
 			e.Data, e.DataJSON, e.DataContentType = m.Value, true, "application/json"
 			continue
 		case "dataVersion":
-			if s, ok := rawjson.Text(m.Value); ok && s == "" {
+			if string(m.Value) == `""` {
 				continue // most system events have none and say so like this
 			}
 			extra = append(extra, m)
@@ -190,7 +193,7 @@ func parseEventGrid(name string, members []rawjson.Member) (e *event.Event, sent
 		if rawjson.IsNull(m.Value) {
 			continue
 		}
-		s, ok := rawjson.Text(m.Value)
+		s, ok := texts.Text(m.Value)
 		if !ok {
 			return nil, "", wrongType(m)
 		}

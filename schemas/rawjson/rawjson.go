@@ -11,13 +11,12 @@ package rawjson
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -42,7 +41,8 @@ func Elements(body []byte) (elems [][]byte, array bool, err error) {
 	if len(bytes.TrimSpace(body)) == 0 {
 		return nil, false, errors.New("the body is empty")
 	}
-	d := jsontext.NewDecoder(bytes.NewBuffer(body), lenient...)
+	d := newReader(body)
+	defer d.free()
 	switch d.PeekKind() {
 	case 'n':
 		_, err = d.ReadToken()
@@ -80,6 +80,28 @@ func Elements(body []byte) (elems [][]byte, array bool, err error) {
 	return elems, array, nil
 }
 
+// A reader is a jsontext decoder that is used again.
+type reader struct {
+	jsontext.Decoder
+	buf bytes.Buffer
+}
+
+var readers = sync.Pool{New: func() any { return new(reader) }}
+
+func newReader(v []byte) *reader {
+	r := readers.Get().(*reader)
+	r.buf = *bytes.NewBuffer(v)
+	r.Reset(&r.buf, lenient...)
+	return r
+}
+
+// free puts r back without what it has read.
+func (r *reader) free() {
+	r.buf = bytes.Buffer{}
+	r.Reset(&r.buf)
+	readers.Put(r)
+}
+
 // describe turns the decoder's error into one sentence without the text of
 // the body, which may be confidential.
 func describe(err error) error {
@@ -105,10 +127,78 @@ type Member struct {
 // Members splits a JSON object into its members, in order. A name that stands
 // twice with the same value counts once; with different values it is an error,
 // because two readers would then see two different events.
-func Members(obj []byte) ([]Member, error) {
+func Members(obj []byte) ([]Member, error) { return MembersIn(nil, obj) }
+
+// MembersIn is Members that puts them into room, as far as it goes. Whoever
+// splits one object after the other does not need a slice for each.
+func MembersIn(room []Member, obj []byte) ([]Member, error) {
 	if !utf8.Valid(obj) {
 		return nil, errors.New("the text is not valid UTF-8")
 	}
+	members, ok := membersFast(room, obj)
+	if !ok {
+		var err error
+		if members, err = membersStrict(obj); err != nil {
+			return nil, err
+		}
+	}
+	return dedupe(members)
+}
+
+// few is how many members an envelope or a business event has, and more. For so
+// many, what allocates nothing beats what scales.
+const few = 32
+
+// membersFast splits what the scanner takes.
+func membersFast(members []Member, obj []byte) (_ []Member, ok bool) {
+	type bounds struct {
+		name, nameEnd, value, valueEnd int
+		plain                          bool
+	}
+	var room [few]bounds
+	found, text := room[:0], 0
+	i := space(obj, 0)
+	if i >= len(obj) || obj[i] != '{' {
+		return nil, false
+	}
+	i, item := enter(obj, i+1, '}')
+	for item {
+		m := bounds{name: i}
+		if m.nameEnd, m.value, m.plain = memberName(obj, i); m.value < 0 {
+			return nil, false
+		}
+		if m.valueEnd = skip(obj, m.value, maxDepth); m.valueEnd < 0 {
+			return nil, false
+		}
+		text += m.nameEnd - m.name
+		found = append(found, m)
+		i, item = more(obj, m.valueEnd, '}')
+	}
+	if i < 0 || space(obj, i) < len(obj) {
+		return nil, false
+	}
+	if len(found) == 0 {
+		return nil, true
+	}
+	// One string holds all names.
+	var names strings.Builder
+	names.Grow(text)
+	members = slices.Grow(members[:0], len(found))
+	for _, m := range found {
+		start := names.Len()
+		if m.plain {
+			names.Write(obj[m.name+1 : m.nameEnd-1])
+		} else {
+			name, _ := jsontext.AppendUnquote(nil, obj[m.name:m.nameEnd])
+			names.Write(name)
+		}
+		members = append(members, Member{Name: names.String()[start:], Value: obj[m.value:m.valueEnd:m.valueEnd]})
+	}
+	return members, true
+}
+
+// membersStrict is membersFast by jsontext, which decides what is JSON.
+func membersStrict(obj []byte) ([]Member, error) {
 	d := jsontext.NewDecoder(bytes.NewBuffer(obj), lenient...)
 	if d.PeekKind() != '{' {
 		return nil, fmt.Errorf("want a JSON object, got %s", Kind(obj))
@@ -133,7 +223,7 @@ func Members(obj []byte) ([]Member, error) {
 	if _, err := d.ReadToken(); err != nil {
 		return nil, describe(err)
 	}
-	return dedupe(members)
+	return members, nil
 }
 
 // Find gives the value of the first member of that name, nil if there is none.
@@ -147,6 +237,9 @@ func Find(members []Member, name string) []byte {
 }
 
 func dedupe(members []Member) ([]Member, error) {
+	if len(members) <= few && !repeats(members) {
+		return members, nil
+	}
 	seen := make(map[string]int, len(members))
 	out := members[:0]
 	for _, m := range members {
@@ -161,6 +254,18 @@ func dedupe(members []Member) ([]Member, error) {
 		}
 	}
 	return out, nil
+}
+
+// repeats says whether a name stands twice. It compares each with each.
+func repeats(members []Member) bool {
+	for i := range members {
+		for j := range i {
+			if members[i].Name == members[j].Name {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // quote shows a member name in an error, shortened.
@@ -197,11 +302,45 @@ func Text(v []byte) (s string, ok bool) {
 	if len(v) == 0 || v[0] != '"' {
 		return "", false
 	}
+	if end, plain := skipString(v, 0); plain && end == len(v) && utf8.Valid(v) {
+		return string(v[1 : end-1]), true
+	}
 	b, err := jsontext.AppendUnquote(nil, v)
 	if err != nil {
 		return "", false
 	}
 	return string(b), true
+}
+
+// Texts decodes JSON strings into memory that they share, which is cheaper than
+// one piece for each where all live and die together: an envelope's attributes.
+type Texts struct{ b strings.Builder }
+
+// maxShared keeps a large text from being counted although nobody reads it.
+const maxShared = 512
+
+// Grow makes room for the values of members. It is called once, before Text.
+func (t *Texts) Grow(members []Member) {
+	n := 0
+	for _, m := range members {
+		if m.Value[0] == '"' && len(m.Value) <= maxShared {
+			n += len(m.Value)
+		}
+	}
+	t.b.Grow(n)
+}
+
+// Text is like the function Text.
+func (t *Texts) Text(v []byte) (s string, ok bool) {
+	if len(v) > maxShared || len(v) > t.b.Cap()-t.b.Len() || len(v) == 0 || v[0] != '"' {
+		return Text(v)
+	}
+	if end, plain := skipString(v, 0); !plain || end != len(v) || !utf8.Valid(v) {
+		return Text(v)
+	}
+	start := t.b.Len()
+	t.b.Write(v[1 : len(v)-1])
+	return t.b.String()[start:], true
 }
 
 // IsNull says whether v is the literal null.
@@ -212,9 +351,39 @@ func Valid(v []byte) bool {
 	return jsontext.Value(v).IsValid(jsontext.AllowDuplicateNames(true))
 }
 
-// Compact gives v without white space. v is not changed; what is not JSON comes
-// back as it is.
+// Compact gives v without white space. v is not changed; what is compact already
+// or not JSON comes back as it is.
 func Compact(v []byte) []byte {
+	end := skip(v, space(v, 0), maxDepth)
+	if end < 0 || space(v, end) < len(v) {
+		return compactStrict(v)
+	}
+	var out []byte
+	last := 0
+	for i := 0; i < len(v); {
+		if v[i] == '"' {
+			i, _ = skipString(v, i)
+			continue
+		}
+		next := space(v, i)
+		if next == i {
+			i++
+			continue
+		}
+		if out == nil {
+			out = make([]byte, 0, len(v))
+		}
+		out = append(out, v[last:i]...)
+		i, last = next, next
+	}
+	if out == nil {
+		return v
+	}
+	return append(out, v[last:]...)
+}
+
+// compactStrict is Compact by jsontext, which decides what is JSON.
+func compactStrict(v []byte) []byte {
 	c := jsontext.Value(bytes.Clone(v))
 	if c.Compact(append(lenient[:len(lenient):len(lenient)], jsontext.PreserveRawStrings(true))...) != nil {
 		return v
@@ -222,115 +391,47 @@ func Compact(v []byte) []byte {
 	return c
 }
 
-// Sum condenses a JSON value: equal values have equal sums, whatever their
-// white space, the order of their members and the escapes in their strings.
-// Numbers are equal when they are written alike. What is not JSON is summed as
-// the bytes it is.
-//
-// The time is linear in len(v), at any depth: an object's sum is taken over its
-// members' sums, so nothing is copied level by level.
-func Sum(v []byte) [sha256.Size]byte {
-	d := jsontext.NewDecoder(bytes.NewBuffer(v), lenient...)
-	repr, err := represent(d)
-	if err != nil {
-		return sha256.Sum256(v)
-	}
-	return sha256.Sum256(repr)
-}
-
-// represent reads one value and gives its text if it is a scalar, and a sum
-// otherwise. The first byte tells them apart.
-func represent(d *jsontext.Decoder) ([]byte, error) {
-	if d.PeekKind() == '"' {
-		raw, err := d.ReadValue()
-		if err != nil {
-			return nil, err
-		}
-		text, err := jsontext.AppendUnquote([]byte{'"'}, raw)
-		if err != nil || bytes.ContainsRune(text, utf8.RuneError) {
-			// Halves of surrogate pairs all decode to the same character.
-			return bytes.Clone(raw), nil
-		}
-		return text, nil
-	}
-	tok, err := d.ReadToken()
-	if err != nil {
-		return nil, err
-	}
-	switch tok.Kind() {
-	case '{':
-		type member struct {
-			name string
-			repr []byte
-		}
-		var members []member
-		for d.PeekKind() == '"' {
-			name, err := d.ReadToken()
-			if err != nil {
-				return nil, err
-			}
-			m := member{name: name.String()}
-			if m.repr, err = represent(d); err != nil {
-				return nil, err
-			}
-			members = append(members, m)
-		}
-		if _, err := d.ReadToken(); err != nil {
-			return nil, err
-		}
-		slices.SortStableFunc(members, func(a, b member) int { return strings.Compare(a.name, b.name) })
-		h := sha256.New()
-		for _, m := range members {
-			writeSized(h, []byte(m.name))
-			writeSized(h, m.repr)
-		}
-		return h.Sum([]byte{'{'}), nil
-	case '[':
-		h := sha256.New()
-		for d.PeekKind() != ']' {
-			repr, err := represent(d)
-			if err != nil {
-				return nil, err
-			}
-			writeSized(h, repr)
-		}
-		_, err := d.ReadToken()
-		return h.Sum([]byte{'['}), err
-	}
-	return []byte(tok.String()), nil
-}
-
-func writeSized(h hash.Hash, b []byte) {
-	n := len(b)
-	h.Write([]byte{byte(n), byte(n >> 8), byte(n >> 16), byte(n >> 24)})
-	h.Write(b)
-}
-
 // RewriteStrings returns v with every string value (not member names, at any
 // depth) replaced by what f gives, where f answers true. Every other byte is
 // kept, white space included. v must be valid JSON; it is not changed, and is
 // returned itself when nothing was replaced.
 func RewriteStrings(v []byte, f func(s string) (string, bool)) []byte {
-	d := jsontext.NewDecoder(bytes.NewBuffer(v), lenient...)
-	var out []byte
+	return RewritePrefixed(v, "", f)
+}
+
+// RewritePrefixed is RewriteStrings for the strings that begin with prefix.
+func RewritePrefixed(v []byte, prefix string, f func(s string) (string, bool)) []byte {
+	var out, text []byte
 	last := 0
-	for {
-		tok, err := d.ReadToken()
-		if err != nil {
+	for i := 0; ; {
+		quote := bytes.IndexByte(v[i:], '"')
+		if quote < 0 {
 			break
 		}
-		if tok.Kind() != '"' {
+		start := i + quote
+		end, plain := skipString(v, start)
+		if end < 0 {
+			break
+		}
+		i = end
+		if plain {
+			text = v[start+1 : end-1]
+		} else {
+			text, _ = jsontext.AppendUnquote(nil, v[start:end])
+		}
+		if len(text) < len(prefix) || string(text[:len(prefix)]) != prefix {
 			continue
 		}
-		if kind, n := d.StackIndex(d.StackDepth()); kind == '{' && n%2 == 1 {
+		if next := space(v, end); next < len(v) && v[next] == ':' {
 			continue // a member name
 		}
-		s, ok := f(tok.String())
+		s, ok := f(string(text))
 		if !ok {
 			continue
 		}
-		end := int(d.InputOffset())
-		start := stringStart(v, end)
+		if out == nil {
+			out = make([]byte, 0, len(v)+len(v)/8+16)
+		}
 		out = append(out, v[last:start]...)
 		out, _ = jsontext.AppendQuote(out, s)
 		last = end
@@ -339,22 +440,4 @@ func RewriteStrings(v []byte, f func(s string) (string, bool)) []byte {
 		return v
 	}
 	return append(out, v[last:]...)
-}
-
-// stringStart finds the opening quote of the JSON string that ends before end.
-func stringStart(v []byte, end int) int {
-	for i := end - 2; i > 0; i-- {
-		if v[i] != '"' {
-			continue
-		}
-		// A quote is escaped when an odd number of backslashes stands before it.
-		n := 0
-		for j := i - 1; j >= 0 && v[j] == '\\'; j-- {
-			n++
-		}
-		if n%2 == 0 {
-			return i
-		}
-	}
-	return 0
 }
