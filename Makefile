@@ -4,9 +4,14 @@
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # How long one fuzz target runs.
 FUZZTIME = 30s
+# How often make torture kills gridfan and cuts its power, and which of its tests
+# it runs.
+ROUNDS = 100
+CUTS = 20
+RUN = .
 
 .DEFAULT_GOAL = build
-.PHONY: help build test lint fuzz golden run bench bicep check check-full
+.PHONY: help build test lint fuzz torture golden run bench bicep check check-full
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -42,6 +47,25 @@ fuzz: ## every fuzz target for FUZZTIME
 	if [ $$n = 0 ]; then echo "there are no fuzz targets"; exit 1; fi; \
 	echo "fuzzed $$n targets, $(FUZZTIME) each"
 
+# Built as the user, run as root (see docs/crash-tests.md). In a mount namespace of
+# their own, the disks of the tests go when the tests go.
+torture: export PATH := $(PATH):/usr/sbin:/sbin
+torture: ## kills, power cuts and broken disks; needs root or sudo, loop devices and ext4
+	@set -e; sudo=; \
+	if [ "$$(id -u)" != 0 ]; then sudo="sudo -n"; $$sudo true || { echo "make torture: needs root: it mounts file systems of its own" >&2; exit 1; }; fi; \
+	if ! command -v mkfs.ext4 >/dev/null || ! command -v chattr >/dev/null; then \
+		echo "make torture: installing e2fsprogs"; \
+		{ $$sudo apt-get update -q && $$sudo apt-get install -qy e2fsprogs; } || { echo "make torture: mkfs.ext4 is missing; install e2fsprogs" >&2; exit 1; }; \
+	fi; \
+	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	go vet -tags torture ./cmd/internal/torture; \
+	go tool staticcheck -tags torture -checks=all,inherit ./cmd/internal/torture; \
+	go build -o "$$tmp/gridfan" ./cmd/gridfan; \
+	go build -o "$$tmp/nats-server" github.com/nats-io/nats-server/v2; \
+	go test -tags torture -c -o "$$tmp/torture" ./cmd/internal/torture; \
+	cd "$$tmp"; $$sudo unshare --mount ./torture -test.v -test.timeout 2h -test.run '$(RUN)' \
+		-kills $(ROUNDS) -cuts $(CUTS) -gridfan "$$tmp/gridfan" -nats-server "$$tmp/nats-server"
+
 # A package whose tests know -update declares it as flag.Bool("update", …).
 golden: ## rewrite golden files; review the diff
 	@set -e; dirs=$$(git grep -lE --untracked 'flag\.Bool\("update"' -- '*_test.go' | xargs -rn1 dirname | sort -u); \
@@ -72,4 +96,5 @@ check: ## lint, test and build: what every change must pass
 
 check-full: ## what takes longer or needs more of the machine; CI runs it after check
 	$(MAKE) fuzz FUZZTIME=60s
-	@echo "check-full ran: every fuzz target for a minute"
+	$(MAKE) torture ROUNDS=25
+	@echo "check-full ran: every fuzz target for a minute, and the crash tests with 25 kills and $(CUTS) power cuts"

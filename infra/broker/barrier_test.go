@@ -12,7 +12,8 @@ import (
 
 func newBarrier(flush func() error) (b *barrier, through *atomic.Uint64, broke *atomic.Int32) {
 	through, broke = new(atomic.Uint64), new(atomic.Int32)
-	return &barrier{flush: flush, done: through.Store, broken: func(error) { broke.Add(1) }}, through, broke
+	done := func(n uint64) { through.Store(max(through.Load(), n)) } // rounds end one after another
+	return &barrier{flush: flush, done: done, broken: func(error) { broke.Add(1) }}, through, broke
 }
 
 func TestBarrierIsShared(t *testing.T) {

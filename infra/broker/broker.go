@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -25,6 +26,7 @@ const MaxPayload = 8 << 20
 // All methods are safe for concurrent use.
 type Broker struct {
 	cfg        Config
+	spool      bool // takes events while the real broker is away
 	log        *slog.Logger
 	durability Durability
 
@@ -43,16 +45,33 @@ type Broker struct {
 	conns []*nats.Conn
 }
 
+// ErrAway means that no external server answers.
+var ErrAway = errors.New("the broker does not answer")
+
 // Open starts or reaches the server and declares the streams. cfg must be
 // valid. The caller closes the Broker.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Broker, error) {
-	b := &Broker{cfg: cfg, log: log}
+	return open(ctx, &Broker{cfg: cfg, log: log})
+}
+
+func open(ctx context.Context, b *Broker) (*Broker, error) {
 	b.watch.init()
 	if err := b.open(ctx); err != nil {
 		b.Close()
+		if b.node == nil && away(err) {
+			err = fmt.Errorf("%w: %w", ErrAway, err)
+		}
 		return nil, err
 	}
 	return b, nil
+}
+
+// away says whether an error is that of a server, or a cluster, that is not
+// there yet.
+func away(err error) bool {
+	var dial *net.OpError
+	return errors.As(err, &dial) || errors.Is(err, nats.ErrNoServers) || errors.Is(err, nats.ErrTimeout) ||
+		errors.Is(err, nats.ErrNoResponders) || errors.Is(err, context.DeadlineExceeded)
 }
 
 func (b *Broker) open(ctx context.Context) error {
@@ -93,31 +112,31 @@ func (b *Broker) open(ctx context.Context) error {
 // startBarrier makes what Open has declared durable, and begins the mark.
 func (b *Broker) startBarrier(ctx context.Context) error {
 	if b.syncer != nil {
-		// Twice in the order of the promise: the mark stands for streams
-		// that are on the disk.
+		// First what the mark is to stand for, then the mark.
 		if err := b.syncer.sync(); err != nil {
 			return err
 		}
 	}
-	s, err := b.js.Stream(ctx, StreamEvents)
+	s, err := b.js.Stream(ctx, b.Main())
 	if err != nil {
 		return err
 	}
 	info := s.CachedInfo()
-	if b.mark, err = openMark(b.node.dir, info.Created, info.State.LastSeq); err != nil {
+	b.mark, err = openMark(b.node.dir, marked{created: info.Created, last: info.State.LastSeq, deleted: uint64(info.State.NumDeleted)})
+	if err != nil {
 		return err
 	}
 	if b.syncer == nil {
 		return nil
 	}
 	b.barrier = &barrier{
-		flush: func() error {
+		flush: func() error { return b.watch.sync(b.syncer.sync) },
+		done: func(through uint64) {
+			b.mark.advance(through)
 			if err := b.mark.write(); err != nil {
-				return err
+				b.trouble(err)
 			}
-			return b.watch.sync(b.syncer.sync)
 		},
-		done:   b.mark.advance,
 		broken: b.trouble,
 	}
 	return b.barrier.wait(ctx, 0, 0)
@@ -211,6 +230,14 @@ func (b *Broker) URL() string {
 	return b.node.url()
 }
 
+// Main is the stream that events are published to.
+func (b *Broker) Main() string {
+	if b.spool {
+		return streamSpool
+	}
+	return StreamEvents
+}
+
 // Embedded says whether the server runs in this process.
 func (b *Broker) Embedded() bool { return b.node != nil }
 
@@ -230,16 +257,36 @@ func (b *Broker) Health(ctx context.Context) error {
 		if s == nil {
 			return fmt.Errorf("broker: %w", errNoServer)
 		}
-		if h := s.Healthz(&server.HealthzOptions{}); h.Status != "ok" {
-			return fmt.Errorf("broker: %s", h.Error)
+		if err := healthz(ctx, s); err != nil {
+			return fmt.Errorf("broker: %w", err)
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	if _, err := b.js.Stream(ctx, StreamEvents); err != nil {
-		return fmt.Errorf("broker: stream %s: %w", StreamEvents, err)
+	if _, err := b.js.Stream(ctx, b.Main()); err != nil {
+		return fmt.Errorf("broker: stream %s: %w", b.Main(), err)
 	}
 	return nil
+}
+
+// healthz asks a server, which waits for its disk, how it is.
+func healthz(ctx context.Context, s *server.Server) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	answer := make(chan error, 1)
+	go func() {
+		var err error
+		if h := s.Healthz(&server.HealthzOptions{}); h.Status != "ok" {
+			err = errors.New(h.Error)
+		}
+		answer <- err
+	}()
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return errors.New("the store does not answer; its disk may be stalled")
+	}
 }
 
 // SubjectCounts counts a stream's messages by subject, for the subjects that
@@ -267,7 +314,11 @@ type StreamUse struct {
 // Use tells how full the streams are.
 func (b *Broker) Use(ctx context.Context) ([]StreamUse, error) {
 	var use []StreamUse
-	for _, name := range []string{StreamEvents, StreamRetry, StreamDeadLetters, StreamQuarantine, StreamAttempts, StreamOps} {
+	names := []string{StreamEvents, StreamRetry, StreamDeadLetters, StreamQuarantine, StreamAttempts, StreamOps}
+	if b.spool {
+		names = []string{streamSpool}
+	}
+	for _, name := range names {
 		s, err := b.js.Stream(ctx, name)
 		if err != nil {
 			return nil, fmt.Errorf("stream %s: %w", name, err)

@@ -52,6 +52,11 @@ func (b *Broker) chooseEmbedded() error {
 		s.close()
 		s, reason = nil, "broker.durability asks for it"
 	}
+	if reason == inMemory {
+		// Nothing to sync, so nothing to wait for.
+		b.durability = Durability{Mode: Unknown, Warning: true, Detail: reason + ": events are lost with the machine; set broker.embedded.dir to a disk"}
+		return nil
+	}
 	if s != nil {
 		b.syncer = s
 		b.durability = Durability{Mode: Barrier, Detail: "every event is on the disk before its sender is answered; one sync serves all that wait"}
@@ -59,9 +64,6 @@ func (b *Broker) chooseEmbedded() error {
 	}
 	b.node.opts.SyncAlways = true
 	b.durability = Durability{Mode: SyncAlways, Detail: "every event is on the disk before its sender is answered, each with a sync of its own: " + reason}
-	if reason == inMemory {
-		b.durability = Durability{Mode: Unknown, Warning: true, Detail: reason + ": events are lost with the machine; set broker.embedded.dir to a disk"}
-	}
 	return nil
 }
 

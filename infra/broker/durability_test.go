@@ -125,7 +125,7 @@ func TestNoRoomInMemory(t *testing.T) {
 }
 
 func TestModeOfAnExternalServer(t *testing.T) {
-	url := brokertest.NewServer(t)
+	url := brokertest.NewServer(t).URL()
 	always := "true"
 	monitoring := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/varz" {
@@ -335,5 +335,79 @@ func TestUnreadableMark(t *testing.T) {
 	}
 	if _, err := open(t, broker.Config{Dir: dir, MaxBytes: 1 << 30}); err == nil || !strings.Contains(err.Error(), "delete the file") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A power cut can leave zeros in the place of what the server replaced just
+// before. The consumer goes on where its copy was, and nothing is refused.
+func TestSpoiltFilesAreRestored(t *testing.T) {
+	dir := t.TempDir()
+	b := brokertest.Open(t, dir)
+	mustAccept(t, b, "a", "b", "c")
+	c, err := b.JetStream().CreateConsumer(t.Context(), broker.StreamEvents, jetstream.ConsumerConfig{Durable: "d", AckPolicy: jetstream.AckExplicitPolicy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		m, err := c.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.DoubleAck(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.Close()
+	// A second life, so that the copies are of a consumer that has acked.
+	copies := filepath.Join(dir, broker.StatesName)
+	if err := os.Remove(copies); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	b = brokertest.Open(t, dir)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); ; <-tick.C {
+		if _, err := os.Stat(copies); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no copies are made")
+		}
+	}
+	b.Close()
+	stream := filepath.Join(dir, "jetstream", "$G", "streams", broker.StreamEvents)
+	for _, name := range []string{"obs/d/o.dat", "obs/d/meta.inf", "meta.sum"} {
+		name = filepath.Join(stream, filepath.FromSlash(name))
+		info, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, make([]byte, info.Size()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b = brokertest.Open(t, dir)
+	c, err = b.JetStream().Consumer(t.Context(), broker.StreamEvents, "d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info := c.CachedInfo(); info.AckFloor.Stream != 2 || info.NumPending != 1 {
+		t.Errorf("the consumer is at %d with %d to come, want 2 and 1", info.AckFloor.Stream, info.NumPending)
+	}
+
+	// Without a copy the consumer begins again; it is not refused.
+	b.Close()
+	if err := os.Remove(filepath.Join(dir, broker.StatesName)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(stream, "obs", "d", "o.dat"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b = brokertest.Open(t, dir)
+	if c, err = b.JetStream().Consumer(t.Context(), broker.StreamEvents, "d"); err != nil {
+		t.Fatal(err)
+	}
+	if n := c.CachedInfo().NumPending; n != 3 {
+		t.Errorf("without its state the consumer has %d to come, want 3", n)
 	}
 }

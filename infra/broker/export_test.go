@@ -18,3 +18,6 @@ func SwitchOff(b *Broker) error { return b.node.server().ShutdownJetStream() }
 
 // MarkName is the file that remembers how far the store was acknowledged.
 const MarkName = markName
+
+// StatesName is the file with copies of the server's small files.
+const StatesName = statesName

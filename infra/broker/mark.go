@@ -10,49 +10,56 @@ import (
 	"time"
 )
 
-// mark remembers on disk how far EVENTS was acknowledged, so that a store which
-// lost its end is noticed at the next start. The server itself takes what it
-// finds for all there was.
+// mark remembers on disk how far the stream of events was acknowledged, so that
+// a store which lost some of it is noticed at the next start. The server itself
+// takes what it finds for all there was.
 //
-// It is written before each sync with what the sync before it has made durable:
-// written with its own, a power cut in between could leave a mark of events
-// that nobody was told about. So it may be one group of events behind.
+// It is written after each sync with what that made durable, into the page
+// cache: after a kill it is exact. The next sync takes it to the disk, so after a
+// power cut it is one group of events behind, and never ahead.
 type mark struct {
 	mu      sync.Mutex // guards all below
 	file    *os.File
+	now     marked
+	written marked
+}
+
+// marked is what a mark says.
+type marked struct {
 	created time.Time // of the stream
-	last    uint64    // durable
-	written uint64
+	last    uint64    // durable up to here
+	deleted uint64    // events that people deleted, in the middle
 }
 
 const markName = "gridfan.mark"
 
 // markFormat has a fixed width, so that each write replaces the one before.
-const markFormat = "EVENTS %020d %020d\n"
+const markFormat = "created %020d last %020d deleted %020d\n"
 
 // readMark gives what the last process knew; ok is false when there is no mark.
-func readMark(dir string) (created time.Time, last uint64, ok bool, err error) {
+func readMark(dir string) (m marked, ok bool, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, markName))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) == 0 {
-		return created, 0, false, nil
+		return m, false, nil
 	}
 	if err != nil {
-		return created, 0, false, fmt.Errorf("mark of the store: %w", err)
+		return m, false, fmt.Errorf("mark of the store: %w", err)
 	}
 	var nano int64
-	if _, err := fmt.Sscanf(string(b), markFormat, &nano, &last); err != nil {
-		return created, 0, false, fmt.Errorf("mark of the store %s is not readable: %w; delete the file if the store is as it should be", filepath.Join(dir, markName), err)
+	if _, err := fmt.Sscanf(string(b), markFormat, &nano, &m.last, &m.deleted); err != nil {
+		return m, false, fmt.Errorf("mark of the store %s is not readable: %w; delete the file if the store is as it should be", filepath.Join(dir, markName), err)
 	}
-	return time.Unix(0, nano), last, true, nil
+	m.created = time.Unix(0, nano)
+	return m, true, nil
 }
 
-// openMark begins to keep a mark of the stream made at a time.
-func openMark(dir string, created time.Time, last uint64) (*mark, error) {
+// openMark begins to keep a mark of a stream.
+func openMark(dir string, now marked) (*mark, error) {
 	f, err := os.OpenFile(filepath.Join(dir, markName), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("mark of the store: %w", err)
 	}
-	m := &mark{file: f, created: created, last: last, written: ^uint64(0)}
+	m := &mark{file: f, now: now}
 	return m, m.write()
 }
 
@@ -60,40 +67,37 @@ func openMark(dir string, created time.Time, last uint64) (*mark, error) {
 func (m *mark) advance(last uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.last = max(m.last, last)
+	m.now.last = max(m.now.last, last)
 }
 
-// restart is for a stream that was made anew under us.
-func (m *mark) restart(created time.Time) error {
-	m.mu.Lock()
-	m.created, m.last, m.written = created, 0, ^uint64(0)
-	m.mu.Unlock()
-	return m.write()
-}
-
-func (m *mark) stream() time.Time {
+// look compares with the stream as it is. again says that it was made anew.
+func (m *mark) look(created time.Time, deleted uint64) (again bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.created
+	if again = !created.Equal(m.now.created); again {
+		m.now = marked{created: created}
+	}
+	m.now.deleted = deleted
+	return again
 }
 
 func (m *mark) durable() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.last
+	return m.now.last
 }
 
-// write puts the mark into the page cache; the next sync takes it to the disk.
+// write puts the mark into the page cache.
 func (m *mark) write() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.last == m.written {
+	if m.now == m.written {
 		return nil
 	}
-	if _, err := fmt.Fprintf(writerAt{m.file}, markFormat, m.created.UnixNano(), m.last); err != nil {
+	if _, err := fmt.Fprintf(writerAt{m.file}, markFormat, m.now.created.UnixNano(), m.now.last, m.now.deleted); err != nil {
 		return fmt.Errorf("mark of the store: %w", err)
 	}
-	m.written = m.last
+	m.written = m.now
 	return nil
 }
 

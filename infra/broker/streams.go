@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,6 +23,8 @@ const (
 	StreamOps         = "OPS"         // what happened to gridfan itself
 
 	BucketSubscribers = "gridfan_subscribers"
+
+	streamSpool = "SPOOL" // in a server of its own, see OpenSpool
 )
 
 // Subjects of the streams beside EVENTS. Source and subscriber names are safe
@@ -76,9 +79,11 @@ func Attempts(instance string) string { return subjectAttempts + instance }
 // Ops is where one process reports what happened to it.
 func Ops(instance, what string) string { return subjectOps + instance + "." + what }
 
-// DedupWindow is how long a repeated event is recognised: Event Grid retries
-// for 24 hours (delivery-and-retry, learn.microsoft.com; read 2026-11).
-const DedupWindow = 24 * time.Hour
+// DedupWindow is how long the broker itself recognises a repeated event. It
+// settles races between replicas and what a crash left unsaid; the publisher's
+// index covers the rest of the day in a fifth of the memory, and must never be
+// further behind the stream than this.
+const DedupWindow = 2 * time.Minute
 
 // settleWindow is how long a repeated retry, dead letter or quarantine entry
 // is recognised. They repeat only when a process died between writing one and
@@ -91,11 +96,14 @@ const QuarantinePerSource = 10_000
 
 // layout is the version of everything declared here. A higher one on the
 // server means a newer gridfan was here, and this one would undo its work.
-const layout = 1
+const layout = 2
 
 const layoutKey = "gridfan.layout"
 
 func (b *Broker) declare(ctx context.Context) error {
+	if b.spool {
+		return b.declareSpool(ctx)
+	}
 	// RETRY has no limit of its own: the server allows schedules only with
 	// discard-old, which would drop waiting retries (nats-server v2.15.2
 	// server/stream.go). The store's limit bounds it: a publish then fails and
@@ -143,9 +151,6 @@ func (b *Broker) declare(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for _, c := range configs {
-		c.Storage = jetstream.FileStorage
-		c.Replicas = b.cfg.Replicas
-		c.Metadata = map[string]string{layoutKey: strconv.Itoa(layout)}
 		if err := b.declareStream(ctx, c); err != nil {
 			return fmt.Errorf("declare stream %s: %w", c.Name, err)
 		}
@@ -160,7 +165,32 @@ func (b *Broker) declare(ctx context.Context) error {
 	return nil
 }
 
+// spoolWindow is how long a repeated event is recognised in the spool. It is as
+// long as the longest outage that senders repeat through.
+const spoolWindow = 24 * time.Hour
+
+// declareSpool makes the one stream of a spool. It takes the very messages that
+// the real broker is to get.
+func (b *Broker) declareSpool(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	err := b.declareStream(ctx, jetstream.StreamConfig{
+		Name: streamSpool, Subjects: []string{SubjectEvents, subjectQuarantine + ">"},
+		Description: "gridfan: accepted while the broker was away",
+		// Room for the server's own files.
+		Discard: jetstream.DiscardNew, MaxBytes: b.cfg.MaxBytes / 100 * 90,
+		Duplicates: spoolWindow, AllowDirect: true,
+	})
+	if err != nil {
+		return fmt.Errorf("declare stream %s: %w", streamSpool, err)
+	}
+	return nil
+}
+
 func (b *Broker) declareStream(ctx context.Context, c jetstream.StreamConfig) error {
+	c.Storage = jetstream.FileStorage
+	c.Replicas = b.cfg.Replicas
+	c.Metadata = map[string]string{layoutKey: strconv.Itoa(layout)}
 	s, err := b.js.Stream(ctx, c.Name)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
@@ -170,6 +200,9 @@ func (b *Broker) declareStream(ctx context.Context, c jetstream.StreamConfig) er
 		return err
 	}
 	have := s.CachedInfo().Config
+	if have.Storage != jetstream.FileStorage || have.PersistMode == jetstream.AsyncPersistMode {
+		return errors.New("it is kept in memory, or acks before it writes (persist mode async): an answered event would not be safe; delete the stream, or give gridfan an account of its own")
+	}
 	v, err := strconv.Atoi(have.Metadata[layoutKey])
 	if err != nil {
 		return errors.New("a stream of this name exists that gridfan did not make; give gridfan an account of its own")
@@ -182,6 +215,19 @@ func (b *Broker) declareStream(ctx context.Context, c jetstream.StreamConfig) er
 			return fmt.Errorf("storage.maxBytes: %d bytes are in use, the new share is %d; nothing may be dropped, so choose a higher value", used, c.MaxBytes)
 		}
 	}
+	if sameSettings(have, c) {
+		return nil // nothing to write, nothing that a power cut can spoil
+	}
 	_, err = b.js.UpdateStream(ctx, c)
 	return err
+}
+
+// sameSettings compares what we set; the server adds defaults and metadata.
+func sameSettings(have, want jetstream.StreamConfig) bool {
+	return slices.Equal(have.Subjects, want.Subjects) && have.Description == want.Description &&
+		have.Retention == want.Retention && have.Discard == want.Discard && have.MaxBytes == want.MaxBytes &&
+		have.MaxMsgsPerSubject == max(want.MaxMsgsPerSubject, -1) && have.DiscardNewPerSubject == want.DiscardNewPerSubject &&
+		have.Duplicates == want.Duplicates && have.AllowDirect == want.AllowDirect && have.Compression == want.Compression &&
+		have.AllowMsgSchedules == want.AllowMsgSchedules && have.AllowMsgTTL == want.AllowMsgTTL &&
+		have.Replicas == want.Replicas && have.Metadata[layoutKey] == want.Metadata[layoutKey]
 }

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // watch is what the broker knows of its own state.
@@ -16,6 +19,7 @@ type watch struct {
 	stop    context.CancelFunc
 	running sync.WaitGroup
 	causes  chan error // holds at most one: why the store must be opened again
+	syncs   prometheus.Histogram
 
 	mu       sync.Mutex // guards all below
 	err      error      // why the broker does not work now
@@ -28,6 +32,10 @@ func (w *watch) init() {
 	w.ctx, w.stop = context.WithCancel(context.Background())
 	w.causes = make(chan error, 1)
 	w.levels = map[string]int{}
+	w.syncs = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "gridfan_broker_sync_seconds", Help: "Time of one sync of the disk, which all who wait share.",
+		Buckets: prometheus.ExponentialBuckets(.00025, 2, 17), // to 16 s
+	})
 	w.lastSync = time.Now()
 }
 
@@ -49,6 +57,7 @@ func (w *watch) sync(f func() error) error {
 	if err := f(); err != nil {
 		return err
 	}
+	w.syncs.Observe(time.Since(began).Seconds())
 	w.mu.Lock()
 	w.lastSync = began
 	w.mu.Unlock()
@@ -133,10 +142,16 @@ func (b *Broker) trouble(cause error) {
 // alarmEvery is how often fill levels are looked at.
 const alarmEvery = 5 * time.Second
 
+// lookEvery is how often the server is asked whether a stream is frozen, and its
+// small files are copied if they changed.
+const lookEvery = time.Second
+
 // supervise watches the store of the server in this process.
 func (b *Broker) supervise() {
 	space := time.NewTicker(spaceEvery)
 	defer space.Stop()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	alarm := time.NewTicker(alarmEvery)
 	defer alarm.Stop()
 	for {
@@ -149,6 +164,13 @@ func (b *Broker) supervise() {
 			b.measure()
 			if err := b.alive(); err != nil {
 				b.reopen(err)
+			}
+		case <-look.C:
+			if err := b.frozen(); err != nil {
+				b.reopen(err)
+			}
+			if err := b.node.states.keep(); err != nil {
+				b.log.Warn("copies of the server's files", "error", err)
 			}
 		case <-alarm.C:
 			b.alarm()
@@ -169,18 +191,32 @@ func (b *Broker) alive() error {
 	return nil
 }
 
+// frozen says whether a stream takes nothing more because a write of its file
+// has failed. The server answers a publish to it by silence, so that only this
+// tells (nats-server v2.15.2, server/monitor.go healthz).
+func (b *Broker) frozen() error {
+	s := b.node.server()
+	if s == nil {
+		return nil
+	}
+	if err := healthz(b.watch.ctx, s); err != nil && strings.Contains(err.Error(), "write error") {
+		return err
+	}
+	return nil
+}
+
 // keepMark writes the mark when nobody publishes, and begins a new one when
 // somebody deleted the stream and it was made again.
 func (b *Broker) keepMark() error {
 	ctx, cancel := context.WithTimeout(b.watch.ctx, 2*time.Second)
 	defer cancel()
-	s, err := b.js.Stream(ctx, StreamEvents)
+	s, err := b.js.Stream(ctx, b.Main())
 	if err != nil {
 		return err
 	}
-	if created := s.CachedInfo().Created; !created.Equal(b.mark.stream()) {
-		b.log.Error("the stream was deleted by somebody else and made again; what was in it is gone", "stream", StreamEvents)
-		return b.mark.restart(created)
+	info := s.CachedInfo()
+	if b.mark.look(info.Created, uint64(info.State.NumDeleted)) {
+		b.log.Error("the stream was deleted by somebody else and made again; what was in it is gone", "stream", b.Main())
 	}
 	return b.mark.write()
 }

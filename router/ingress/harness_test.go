@@ -64,18 +64,20 @@ func newEdge(t *testing.T, b *broker.Broker, cfg ingress.Config) *edge {
 			t.Fatal(err)
 		}
 	}
-	pub, err := publish.New(t.Context(), b)
+	pub, err := publish.New(t.Context(), b, publish.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { pub.Close() })
 	e := &edge{t: t, broker: b, log: &journal{}, reg: prometheus.NewRegistry()}
 	log := slog.New(slog.NewTextHandler(e.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	e.in, err = ingress.New(cfg, pub, ingress.NewMetrics(e.reg), func(what, about string, attrs map[string]any) {
+	e.in, err = ingress.New(cfg, ingress.NewMetrics(e.reg), func(what, about string, attrs map[string]any) {
 		log.Info(what, "about", about, "attrs", fmt.Sprint(attrs))
 	}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
+	e.in.Publish(pub)
 	s := httptest.NewServer(e.in)
 	t.Cleanup(s.Close)
 	e.url = s.URL

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
+	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/router/auth"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/schemas/event"
@@ -37,7 +38,7 @@ type Report func(what, about string, attrs map[string]any)
 type Ingress struct {
 	cfg     Config
 	sources map[string]*source
-	pub     *publish.Publisher
+	pub     atomic.Pointer[publish.Publisher] // nil until there is one
 	metrics *Metrics
 	log     *slog.Logger
 	report  Report
@@ -66,10 +67,11 @@ type source struct {
 	last       atomic.Int64 // Unix milliseconds of the last accepted event
 }
 
-// New makes an Ingress for a valid cfg.
-func New(cfg Config, pub *publish.Publisher, m *Metrics, report Report, log *slog.Logger) (*Ingress, error) {
+// New makes an Ingress for a valid cfg. It answers handshakes, and events with
+// 503 until Publish is called.
+func New(cfg Config, m *Metrics, report Report, log *slog.Logger) (*Ingress, error) {
 	in := &Ingress{
-		cfg: cfg, sources: map[string]*source{}, pub: pub, metrics: m, log: log, report: report,
+		cfg: cfg, sources: map[string]*source{}, metrics: m, log: log, report: report,
 		confirmClient: newConfirmClient(), stopped: make(chan struct{}),
 	}
 	keys := auth.NewKeys(nil, log, nil)
@@ -122,6 +124,30 @@ func (in *Ingress) registerIngressRoutes(r *mux.Router) {
 // publish to (aznamespaces v1.0.0, recorded 2026-11).
 func (in *Ingress) registerTopicRoutes(r *mux.Router) {
 	r.Handle("/topics/{source:[^/:]+}:publish", in.handle(in.receive)).Methods(http.MethodPost)
+}
+
+// Publish makes it take events and give them to pub.
+func (in *Ingress) Publish(pub *publish.Publisher) { in.pub.Store(pub) }
+
+// publish stores results. What is addressed to the router itself, such as
+// Event Grid's validation, needs no broker.
+func (in *Ingress) publish(ctx context.Context, o publish.Origin, results []event.Result) ([]publish.Status, error) {
+	statuses := make([]publish.Status, len(results))
+	controls := 0
+	for i := range results {
+		if results[i].Control != nil {
+			statuses[i] = publish.Control
+			controls++
+		}
+	}
+	if controls == len(results) {
+		return statuses, nil
+	}
+	pub := in.pub.Load()
+	if pub == nil {
+		return nil, publish.ErrBroker
+	}
+	return pub.Publish(ctx, o, results)
 }
 
 func (in *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) { in.mux.ServeHTTP(w, r) }
@@ -215,7 +241,7 @@ func (in *Ingress) receive(w http.ResponseWriter, r *http.Request) error {
 	defer leave()
 	accepted := time.Now()
 	results := parse(s, r.Header, body)
-	statuses, err := in.pub.Publish(r.Context(), publish.Origin{
+	statuses, err := in.publish(r.Context(), publish.Origin{
 		Source: s.Name, Kind: s.Kind, Environment: s.Environment,
 		Via: "push", Accepted: accepted, Header: keptHeaders(r.Header),
 	}, results)
@@ -440,6 +466,8 @@ func unavailable(err error) error {
 	switch {
 	case errors.Is(err, publish.ErrQuarantineFull):
 		return retryLater("quarantine-full", "the source's quarantine is full; redrive or drop entries", time.Minute)
+	case errors.Is(err, broker.ErrDiskFull):
+		return retryLater("storage-full", "the disk under the store is almost full", time.Minute)
 	case errors.Is(err, publish.ErrStorageFull):
 		return retryLater("storage-full", "the storage is full", time.Minute)
 	case errors.Is(err, publish.ErrTooLarge):

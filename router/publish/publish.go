@@ -1,37 +1,25 @@
 // Package publish writes accepted events to the EVENTS stream, and what nobody
 // understood to QUARANTINE. When Publish returns without an error, everything
-// it was given is stored as durably as the broker stores.
+// it was given is on disk.
+//
+// An event's way through it: Publish waits for room, looks its identity up in
+// the index of what was published before, sends it off, waits for the broker's
+// ack, and then, once for the whole request, for the disk.
 package publish
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"net/url"
-	"strings"
+	"log/slog"
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/router/dedup"
 	"github.com/gridfan/gridfan/schemas/event"
-)
-
-// Headers of stored messages that are not CloudEvents attributes.
-const (
-	headerMsgID  = "Nats-Msg-Id"
-	headerDigest = "Gridfan-Digest" // of the event's content, see event.Digest
-
-	headerSource   = "Gridfan-Source"
-	headerReason   = "Gridfan-Reason"
-	headerDetail   = "Gridfan-Detail"
-	headerReceived = "Gridfan-Received"
-	headerRequest  = "Gridfan-Request-" // prefix for headers of the request
 )
 
 // maxInFlight is how many publishes may wait for the broker at once, over all
@@ -40,27 +28,25 @@ const (
 const (
 	maxInFlight  = 4096
 	maxQueueWait = 5 * time.Second
-	// maxShare is what one source may have of them: with one disk sync for each,
-	// what it has on its way holds others up for less than a second.
+	// maxShare is what one source may have of them, so that the others find
+	// room without waiting for it.
 	maxShare = 1024
 	// slice is how many events of one request go together. Event Grid sends up
 	// to 5,000 at once, between which others must have their turn.
 	slice = 256
 )
 
-// ackTimeout is how long one publish may wait for its ack. A sender of Event
-// Grid gives up after 30 seconds, so an answer must be ready before.
-const ackTimeout = 15 * time.Second
-
 // publishTimeout is how long all of a request may take once it has its slots.
-// Together with maxQueueWait it stays below the sender's 30 seconds too.
+// Together with maxQueueWait it stays below the 30 seconds after which a sender
+// like Event Grid gives up; a cluster that has lost a leader is back in 4 to 9
+// (measured, nats-server v2.15.2), so it is waited for.
 const publishTimeout = 20 * time.Second
 
 // Errors that Publish tells apart. All but ErrTooLarge mean: not stored, send
 // again.
 var (
 	ErrQuarantineFull = errors.New("quarantine is full for this source")
-	ErrStorageFull    = errors.New("the broker's storage is full")
+	ErrStorageFull    = errors.New("the storage is full")
 	ErrOverloaded     = errors.New("too many events are waiting for the broker")
 	ErrBroker         = errors.New("the broker does not answer")
 	// ErrTooLarge is final: what is not understood, or an event by itself, is
@@ -91,106 +77,186 @@ const (
 	Control     Status = "control" // not stored: it was for the router
 )
 
+// Config is how a Publisher works.
+type Config struct {
+	Dedup Dedup
+	// IndexDir is where the index of identities is kept over a restart. Empty:
+	// it is read again from the stream, which takes about ten seconds a million
+	// events.
+	IndexDir string
+	// Spool takes events while the broker is away; nil: senders are told to
+	// come back.
+	Spool *broker.Broker
+	Log   *slog.Logger // nil: nothing is logged
+}
+
+// Dedup is how events are recognised that come again.
+type Dedup struct {
+	// Horizon is how long. Default 24h, as long as Event Grid retries
+	// (delivery-and-retry, learn.microsoft.com; read 2026-11).
+	Horizon time.Duration
+	// Memory bounds what the index of identities takes, in bytes. Beyond it the
+	// oldest are forgotten before their time, which is reported. Default 512
+	// MiB: 22 million events, or 260 a second over 24 hours.
+	Memory int64
+}
+
+// Validate sets defaults and reports every problem, each beginning with the
+// path of its key in the configuration file.
+func (c *Dedup) Validate() error {
+	var errs []error
+	if c.Horizon == 0 {
+		c.Horizon = 24 * time.Hour
+	}
+	if c.Horizon < broker.DedupWindow || c.Horizon > 30*24*time.Hour {
+		errs = append(errs, fmt.Errorf("storage.dedup.horizon: want 2m to 30d, got %s", c.Horizon))
+	}
+	if c.Memory == 0 {
+		c.Memory = 512 << 20
+	}
+	if c.Memory < 1<<20 {
+		errs = append(errs, errors.New("storage.dedup.memory: want at least 1MiB"))
+	}
+	return errors.Join(errs...)
+}
+
 // Publisher stores events. It is safe for concurrent use.
 type Publisher struct {
-	broker     *broker.Broker
-	conn       *nats.Conn
-	js         jetstream.JetStream
-	stream     jetstream.Stream
-	quarantine jetstream.Stream
-	maxPayload int
-	slots      *semaphore.Weighted
+	main  *target
+	spool *spool // nil for none
+	index *index
+	log   *slog.Logger
+	slots *semaphore.Weighted
 
 	mu     sync.Mutex // guards shares
 	shares map[string]*semaphore.Weighted
 }
 
-// New makes a Publisher with a connection of its own.
-func New(ctx context.Context, b *broker.Broker) (*Publisher, error) {
-	nc, js, err := b.Connect("publish",
-		jetstream.WithPublishAsyncMaxPending(maxInFlight),
-		jetstream.WithPublishAsyncTimeout(ackTimeout))
+// New makes a Publisher with a connection of its own. It returns when the index
+// of published identities has caught up with the stream, or after a while: what
+// is missing then is read meanwhile. The caller closes the Publisher.
+func New(ctx context.Context, b *broker.Broker, cfg Config) (*Publisher, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	main, err := newTarget(ctx, b)
 	if err != nil {
 		return nil, err
 	}
-	stream, err := js.Stream(ctx, broker.StreamEvents)
-	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", broker.StreamEvents, err)
+	p := &Publisher{
+		main: main, log: cfg.Log,
+		slots:  semaphore.NewWeighted(maxInFlight),
+		shares: map[string]*semaphore.Weighted{},
 	}
-	quarantine, err := js.Stream(ctx, broker.StreamQuarantine)
-	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", broker.StreamQuarantine, err)
+	if p.index, err = openIndex(ctx, cfg, main); err != nil {
+		return nil, err
 	}
-	return &Publisher{
-		broker: b, conn: nc, js: js, stream: stream, quarantine: quarantine,
-		maxPayload: int(b.MaxPayload()),
-		slots:      semaphore.NewWeighted(maxInFlight),
-		shares:     map[string]*semaphore.Weighted{},
-	}, nil
+	if cfg.Spool != nil {
+		if p.spool, err = openSpool(ctx, cfg.Spool, p); err != nil {
+			return nil, errors.Join(err, p.index.close())
+		}
+	}
+	return p, nil
 }
 
-// deliveryHeaderRoom is more than the headers that a retry or a dead letter adds
-// to an event, so that what was accepted can also be kept there.
-const deliveryHeaderRoom = 16 << 10
+// Close stops what runs besides Publish, and writes the index. No Publish runs
+// or follows.
+func (p *Publisher) Close() error {
+	if p.spool != nil {
+		p.spool.close()
+	}
+	return p.index.close()
+}
 
-// quarantineHeaderRoom is more than a quarantine entry's headers take.
-const quarantineHeaderRoom = 48 << 10
+// Dedup tells how the index of published identities is doing.
+func (p *Publisher) Dedup() dedup.Stats { return p.index.Stats() }
 
 // Publish stores every event of results and quarantines every fault, and says
-// what became of each, in order. With an error some may be stored already:
-// the sender repeats all, and those are then duplicates.
+// what became of each, in order. Events with the same partition key are stored
+// in the order of results. With an error some may be stored already: the sender
+// repeats all, and those are then duplicates.
 func (p *Publisher) Publish(ctx context.Context, o Origin, results []event.Result) ([]Status, error) {
-	if !p.conn.IsConnected() {
-		// The client would keep the messages until it is back, which may be
-		// long after the sender has stopped waiting.
-		return nil, ErrBroker
-	}
 	ctx, cancel := context.WithTimeout(ctx, maxQueueWait+publishTimeout)
 	defer cancel()
-	if err := p.broker.Room(); err != nil {
-		return nil, brokerError(err)
+	if p.spool == nil {
+		return p.publish(ctx, p.main, o, results)
 	}
-	epoch := p.broker.Epoch()
+	// While anything is spooled, what comes after it is spooled too: the order
+	// stays.
+	if release, ok := p.spool.use(); ok {
+		defer release()
+		return p.publish(ctx, p.spool.target, o, results)
+	}
+	// A sender that gives up after 30 seconds must still find the spool.
+	short, cancel := context.WithTimeout(ctx, leaderWait)
+	defer cancel()
+	statuses, err := p.publish(short, p.main, o, results)
+	if errors.Is(err, ErrBroker) && ctx.Err() == nil {
+		release := p.spool.begin()
+		defer release()
+		return p.publish(ctx, p.spool.target, o, results)
+	}
+	return statuses, err
+}
+
+// leaderWait is how long a broker that does not answer is waited for when there
+// is a spool: longer than a cluster takes for a new leader.
+const leaderWait = 15 * time.Second
+
+// publish stores results on one target.
+func (p *Publisher) publish(ctx context.Context, t *target, o Origin, results []event.Result) ([]Status, error) {
+	if err := t.broker.Room(); err != nil {
+		return nil, t.failure(err)
+	}
+	epoch := t.broker.Epoch()
 	var last uint64
 	statuses := make([]Status, 0, len(results))
+	stored := make([]outgoing, 0, len(results))
 	for first := true; len(results) > 0; first = false {
 		n := min(len(results), slice)
-		got, through, err := p.publishSlice(ctx, o, results[:n], first)
-		statuses = append(statuses, got...)
+		begin := len(stored)
+		stored = stored[:begin+n]
+		through, err := p.publishSlice(ctx, t, o, results[:n], stored[begin:], first)
 		if err != nil {
-			return statuses, err
+			return nil, err
 		}
 		last = max(last, through)
 		results = results[n:]
 	}
-	if err := p.broker.Durable(ctx, epoch, last); err != nil {
-		return statuses, brokerError(err)
+	if err := t.broker.Durable(ctx, epoch, last); err != nil {
+		return nil, t.failure(err)
+	}
+	for i := range stored {
+		w := &stored[i]
+		statuses = append(statuses, w.status)
+		if w.sequence != 0 && t == p.main {
+			p.index.Add(w.sequence, w.key, o.Accepted)
+		}
 	}
 	return statuses, nil
 }
 
-// publishSlice stores so many results as may be on their way together.
-func (p *Publisher) publishSlice(ctx context.Context, o Origin, results []event.Result, first bool) (_ []Status, through uint64, _ error) {
+// publishSlice stores so many results as may be on their way together, and
+// gives the highest sequence among them.
+func (p *Publisher) publishSlice(ctx context.Context, t *target, o Origin, results []event.Result, out []outgoing, first bool) (through uint64, _ error) {
 	release, err := p.acquire(ctx, o.Source, int64(len(results)), first)
 	if err != nil {
-		return nil, 0, err
+		return 0, err
 	}
 	defer release()
-	pending := make([]publishing, len(results))
+	var tooLarge error
 	for i := range results {
-		pending[i] = p.start(ctx, o, &results[i])
-	}
-	statuses := make([]Status, len(results))
-	var failed error
-	for i := range pending {
-		s, err := p.finish(ctx, o, &pending[i])
-		if err != nil && failed == nil {
-			failed = err
+		if err := p.prepare(t, o, &results[i], &out[i]); err != nil {
+			tooLarge = err
 		}
-		statuses[i] = s
-		through = max(through, pending[i].sequence)
 	}
-	return statuses, through, failed
+	if err = t.sendAll(ctx, out); err == nil {
+		err = tooLarge // final, so only when nothing else is to be repeated
+	}
+	for i := range out {
+		through = max(through, out[i].sequence)
+	}
+	return through, err
 }
 
 // acquire takes n slots of the source's share and of all. A source that sends
@@ -219,198 +285,38 @@ func (p *Publisher) acquire(ctx context.Context, source string, n int64, first b
 	return func() { p.slots.Release(n); own.Release(n) }, nil
 }
 
-// publishing is one result on its way.
-type publishing struct {
-	result *event.Result
-	event  *event.Event // nil when the result goes to quarantine
-	future jetstream.PubAckFuture
-	err    error
-	// sequence is its place in EVENTS once it is there.
-	sequence uint64
-}
-
-// start sends one result off without waiting.
-func (p *Publisher) start(ctx context.Context, o Origin, r *event.Result) publishing {
+// prepare decides what one result becomes: nothing, a duplicate, an event, or an
+// entry in quarantine.
+func (p *Publisher) prepare(t *target, o Origin, r *event.Result, w *outgoing) error {
 	switch {
 	case r.Control != nil:
-		return publishing{result: r}
+		w.status = Control
+		return nil
 	case r.Fault != nil:
-		return p.startQuarantine(ctx, o, r)
+		return t.prepareQuarantine(o, r, w)
 	}
-	e := stamp(r.Event, o)
-	msg := p.message(o, r, e, identity(o.Environment, r.Key))
-	if size, limit := messageSize(msg), p.maxPayload-deliveryHeaderRoom; size > limit {
+	id := identity(o.Environment, r.Key)
+	*w = outgoing{
+		status: Published, identity: id, digest: r.Digest, key: dedup.KeyOf(id, r.Digest),
+	}
+	seen := p.index.Lookup(w.key)
+	if seen == dedup.Same {
+		w.status = Duplicate
+		return nil
+	}
+	w.event = stamp(r.Event, o)
+	if seen == dedup.Reused {
+		w.rename()
+	}
+	w.order = w.event.Get(event.ExtPartitionKey)
+	w.encode(event.Subject(o.Kind, o.Source, r.Scope, r.Name))
+	if size, limit := messageSize(w.msg), t.maxPayload-deliveryHeaderRoom; size > limit {
 		r.Fault = event.Faultf(event.FaultTooLarge, "the event takes %d bytes with its attributes, the broker stores at most %d", size, limit)
 		r.Event = nil
-		return p.startQuarantine(ctx, o, r)
+		*w = outgoing{}
+		return t.prepareQuarantine(o, r, w)
 	}
-	f, err := p.send(ctx, msg)
-	return publishing{result: r, event: e, future: f, err: err}
-}
-
-// send publishes m without waiting for its ack.
-func (p *Publisher) send(ctx context.Context, m *nats.Msg) (jetstream.PubAckFuture, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	// The client's default of 200 ms is less than a slow disk takes for a sync.
-	return p.js.PublishMsgAsync(m, jetstream.WithStallWait(ackTimeout))
-}
-
-func (p *Publisher) message(o Origin, r *event.Result, e *event.Event, msgID string) *nats.Msg {
-	header, body := e.Encode()
-	header[headerMsgID] = []string{msgID}
-	header[headerDigest] = []string{r.Digest}
-	return &nats.Msg{Subject: event.Subject(o.Kind, o.Source, r.Scope, r.Name), Header: header, Data: body}
-}
-
-// messageSize counts a message as the server does, headers included.
-func messageSize(m *nats.Msg) int {
-	const line = len(": \r\n")
-	n := len("NATS/1.0\r\n\r\n") + len(m.Data)
-	for k, v := range m.Header {
-		for _, v := range v {
-			n += len(k) + len(v) + line
-		}
-	}
-	return n
-}
-
-// finish waits for one result's ack and settles what a duplicate means.
-func (p *Publisher) finish(ctx context.Context, o Origin, w *publishing) (Status, error) {
-	if w.result.Control != nil {
-		return Control, nil
-	}
-	ack, err := wait(ctx, w.future, w.err)
-	if w.event == nil {
-		if err == nil && ack.Duplicate {
-			err = p.stillQuarantined(ctx, o, w, ack.Sequence)
-		}
-		return Quarantined, quarantineError(err)
-	}
-	p.broker.Suspect(err)
-	if err != nil {
-		return "", brokerError(err)
-	}
-	w.sequence = ack.Sequence
-	if !ack.Duplicate {
-		return Published, nil
-	}
-	same, err := p.sameContent(ctx, ack.Sequence, w.result.Digest)
-	if err != nil {
-		return "", brokerError(err)
-	}
-	if same {
-		return Duplicate, nil
-	}
-	return p.publishReused(ctx, o, w)
-}
-
-// sameContent compares with what is stored under an id already.
-func (p *Publisher) sameContent(ctx context.Context, sequence uint64, digest string) (bool, error) {
-	stored, err := p.stream.GetMsg(ctx, sequence)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		// Gone, so nobody can say that it was the same: keep this one.
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return stored.Header.Get(headerDigest) == digest, nil
-}
-
-// publishReused stores a second, different event whose sender gave it the id
-// of an earlier one. It gets an id of its own, so that subscribers which
-// dedupe on the id keep both.
-func (p *Publisher) publishReused(ctx context.Context, o Origin, w *publishing) (Status, error) {
-	e := w.event.Clone()
-	e.Set(event.ExtOriginalID, e.ID)
-	e.ID += "~" + w.result.Digest[:16]
-	f, err := p.send(ctx, p.message(o, w.result, e, identity(o.Environment, w.result.Key, w.result.Digest)))
-	ack, err := wait(ctx, f, err)
-	switch {
-	case err != nil:
-		return "", brokerError(err)
-	case ack.Duplicate:
-		return Duplicate, nil
-	}
-	return Published, nil
-}
-
-// stillQuarantined makes sure that a repeated body is in quarantine: the broker
-// remembers its id for a while even after somebody dropped the entry.
-func (p *Publisher) stillQuarantined(ctx context.Context, o Origin, w *publishing, sequence uint64) error {
-	_, err := p.quarantine.GetMsg(ctx, sequence)
-	if !errors.Is(err, jetstream.ErrMsgNotFound) {
-		return err
-	}
-	m := quarantineMessage(o, w.result)
-	m.Header.Del(headerMsgID)
-	f, err := p.send(ctx, m)
-	_, err = wait(ctx, f, err)
-	return err
-}
-
-func (p *Publisher) startQuarantine(ctx context.Context, o Origin, r *event.Result) publishing {
-	if len(r.Raw) > p.maxPayload-quarantineHeaderRoom {
-		return publishing{result: r, err: ErrTooLarge}
-	}
-	f, err := p.send(ctx, quarantineMessage(o, r))
-	return publishing{result: r, future: f, err: err}
-}
-
-func quarantineMessage(o Origin, r *event.Result) *nats.Msg {
-	h := nats.Header{
-		headerMsgID:    {identity("quarantine", o.Source, string(r.Raw))},
-		headerSource:   {o.Source},
-		headerReason:   {string(r.Fault.Code)},
-		headerDetail:   {url.PathEscape(r.Fault.Detail)},
-		headerReceived: {event.FormatTime(o.Accepted)},
-	}
-	for name, value := range o.Header {
-		h[headerRequest+name] = []string{url.PathEscape(value)}
-	}
-	return &nats.Msg{Subject: broker.Quarantine(o.Source), Header: h, Data: r.Raw}
-}
-
-// Quarantine is what the headers of an entry in quarantine say.
-type Quarantine struct {
-	Source   string          `json:"source"`
-	Reason   event.FaultCode `json:"reason"`
-	Detail   string          `json:"detail"`
-	Received time.Time       `json:"received"`
-	// Request holds the headers of the request that explain the body.
-	Request map[string]string `json:"request,omitempty"`
-}
-
-// DecodeQuarantine reads the headers of an entry back. What is unreadable in
-// them stays empty.
-func DecodeQuarantine(h map[string][]string) Quarantine {
-	q := Quarantine{Request: map[string]string{}}
-	for name, values := range h {
-		if len(values) == 0 {
-			continue
-		}
-		text, err := url.PathUnescape(values[0])
-		if err != nil {
-			text = values[0]
-		}
-		switch name {
-		case headerSource:
-			q.Source = text
-		case headerReason:
-			q.Reason = event.FaultCode(text)
-		case headerDetail:
-			q.Detail = text
-		case headerReceived:
-			q.Received, _ = event.ParseTime(text)
-		default:
-			if r, ok := strings.CutPrefix(name, headerRequest); ok {
-				q.Request[r] = text
-			}
-		}
-	}
-	return q
+	return nil
 }
 
 // stamp adds what gridfan knows to an event: where, how and when it came in.
@@ -427,46 +333,4 @@ func stamp(e *event.Event, o Origin) *event.Event {
 		e.Set(a.name, a.value)
 	}
 	return e
-}
-
-// identity condenses what makes an event itself into a message id.
-func identity(parts ...string) string {
-	h := sha256.New()
-	for _, s := range parts {
-		fmt.Fprintf(h, "%d:%s", len(s), s)
-	}
-	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:18])
-}
-
-func wait(ctx context.Context, f jetstream.PubAckFuture, err error) (*jetstream.PubAck, error) {
-	if err != nil {
-		return nil, err
-	}
-	select {
-	case ack := <-f.Ok():
-		return ack, nil
-	case err := <-f.Err():
-		return nil, err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-func brokerError(err error) error {
-	if broker.IsFull(err) {
-		return ErrStorageFull
-	}
-	return fmt.Errorf("%w: %w", ErrBroker, err)
-}
-
-func quarantineError(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case broker.IsFull(err):
-		return ErrQuarantineFull
-	case errors.Is(err, ErrTooLarge):
-		return err
-	}
-	return fmt.Errorf("%w: %w", ErrBroker, err)
 }

@@ -34,10 +34,11 @@ func result(id, data string) event.Result {
 
 func newPublisher(t *testing.T, b *broker.Broker) *publish.Publisher {
 	t.Helper()
-	p, err := publish.New(t.Context(), b)
+	p, err := publish.New(t.Context(), b, publish.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { p.Close() })
 	return p
 }
 

@@ -32,9 +32,10 @@ func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{t: t, b: brokertest.New(t), reg: prometheus.NewRegistry()}
 	var err error
-	if r.pub, err = publish.New(t.Context(), r.b); err != nil {
+	if r.pub, err = publish.New(t.Context(), r.b, publish.Config{}); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { r.pub.Close() })
 	if r.store, err = quarantine.Open(t.Context(), r.b, r.pub, r.parse, quarantine.NewMetrics(r.reg)); err != nil {
 		t.Fatal(err)
 	}

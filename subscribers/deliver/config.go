@@ -3,6 +3,7 @@ package deliver
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -23,7 +24,25 @@ type Limits struct {
 	// Timeout is the deadline of one attempt. Default 30s, which is also what
 	// Event Grid gives a webhook.
 	Timeout Duration `json:"timeout"`
+	// Backlog bounds what it may hold back in the stream.
+	Backlog Backlog `json:"backlog,omitzero"`
 }
+
+// Backlog bounds the events that one subscriber has not got. Past a bound its
+// oldest ones, except those in flight and in retry, become dead letters.
+type Backlog struct {
+	// Age is how old its oldest undelivered event may be. 0 means any age.
+	Age Duration `json:"age,omitempty"`
+	// Bytes is the space in EVENTS from its oldest undelivered event on. 0
+	// means half of EVENTS' limit, so that no subscriber can fill it alone.
+	Bytes Size `json:"bytes,omitempty"`
+}
+
+const (
+	minBacklogAge   = time.Minute
+	maxBacklogAge   = 365 * 24 * time.Hour
+	minBacklogBytes = 1 << 20 // less would be a single event
+)
 
 // Retry says when a failed delivery is tried again.
 type Retry struct {
@@ -68,6 +87,12 @@ func (c *Config) Validate(path string) error {
 	setDefault(&c.Limits.Timeout, 30*time.Second)
 	if t := c.Limits.Timeout; t.Std() < 10*time.Millisecond || t.Std() > 10*time.Minute {
 		bad("limits.timeout", "want 10ms to 10m, got %s", t)
+	}
+	if a := c.Limits.Backlog.Age.Std(); a != 0 && (a < minBacklogAge || a > maxBacklogAge) {
+		bad("limits.backlog.age", "want 1m to 365d, got %s", c.Limits.Backlog.Age)
+	}
+	if n := c.Limits.Backlog.Bytes; n != 0 && n < minBacklogBytes {
+		bad("limits.backlog.bytes", "want at least 1MiB, got %s", n)
 	}
 	if len(c.Retry.Schedule) == 0 {
 		c.Retry.Schedule = DefaultSchedule()
@@ -155,4 +180,44 @@ func ParseDuration(s string) (time.Duration, error) {
 		return 0, err
 	}
 	return whole + d, nil
+}
+
+// Size is a number of bytes that is written with a unit: "512KiB", "8GiB".
+type Size int64
+
+// units are the accepted ones; powers of ten as on a disk's label, powers of
+// two as in memory.
+var units = map[string]int64{
+	"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
+	"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
+}
+
+func (s Size) String() string {
+	for _, unit := range []string{"TiB", "GiB", "MiB", "KiB"} {
+		if n := units[unit]; s != 0 && int64(s)%n == 0 {
+			return strconv.FormatInt(int64(s)/n, 10) + unit
+		}
+	}
+	return strconv.FormatInt(int64(s), 10) + "B"
+}
+
+// MarshalText writes s with its unit.
+func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (s *Size) UnmarshalText(b []byte) error {
+	v, err := ParseSize(string(b))
+	*s = Size(v)
+	return err
+}
+
+// ParseSize reads a whole number of bytes with a unit.
+func ParseSize(s string) (int64, error) {
+	unit := strings.TrimLeft(s, "0123456789")
+	factor := units[unit]
+	n, err := strconv.ParseInt(strings.TrimSuffix(s, unit), 10, 64)
+	if err != nil || factor == 0 || n > math.MaxInt64/factor {
+		return 0, fmt.Errorf("%q is not a size: write a whole number with B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024), as in 8GiB", s)
+	}
+	return n * factor, nil
 }

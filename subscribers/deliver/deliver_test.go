@@ -516,3 +516,161 @@ func TestStreamMadeAgain(t *testing.T) {
 	r.publish(5, 10)
 	waitFor(t, "the events of the new stream", func() bool { n, _ := s.count(); return n == 10 })
 }
+
+// small opens a rig whose broker a test can fill.
+func small(t *testing.T) *rig { return openRig(t, brokertest.OpenSmall(t, t.TempDir())) }
+
+// publishOn stores events of a size on a subject of their own.
+func (r *rig) publishOn(subject string, from, to, size int) {
+	r.t.Helper()
+	for i := from; i < to; i++ {
+		e := &event.Event{ID: fmt.Sprint(i), Source: "/s", Type: "t", Data: make([]byte, size), DataContentType: "application/octet-stream"}
+		h, body := e.Encode()
+		if _, err := r.b.JetStream().PublishMsg(r.t.Context(), &nats.Msg{Subject: subject, Header: h, Data: body}); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+// serve starts a worker for a subject of its own.
+func (r *rig) serve(name, subject string, cfg deliver.Config, s deliver.Sender) *deliver.Worker {
+	r.t.Helper()
+	if err := cfg.Validate("subscribers." + name); err != nil {
+		r.t.Fatal(err)
+	}
+	w, err := deliver.Start(r.t.Context(), deliver.Subscriber{Name: name, Subjects: []string{subject}, Config: cfg, Sender: s}, r.parts)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(sync.OnceFunc(func() { w.Stop(time.Second) }))
+	return w
+}
+
+func (r *rig) bytes(stream string) int64 {
+	r.t.Helper()
+	s, err := r.b.JetStream().Stream(r.t.Context(), stream)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return int64(s.CachedInfo().State.Bytes)
+}
+
+func reject(context.Context, *event.Event, int) deliver.Attempt {
+	return deliver.Attempt{Outcome: deliver.Rejected, Status: 422, Reason: "HTTP 422"}
+}
+
+// One subscriber that rejects everything fills its half of DEADLETTERS and then
+// waits; what another one rejects still settles.
+func TestDeadLettersHaveShares(t *testing.T) {
+	r := small(t)
+	const n, size = 120, 64 << 10 // 7.5 MiB, of 4.6 that it may have
+	w := r.serve("greedy", "events.greedy.>", fastConfig(), newSender(reject))
+	r.publishOn("events.greedy.a.b.c", 0, n, size)
+	limit := r.b.DeadLetterShare()
+	waitFor(t, "its share is used up", func() bool {
+		return r.stored(broker.StreamOps)[broker.Ops(broker.Instance(), "subscriber.deadletters-full.greedy")] == 1
+	})
+	r.serve("modest", "events.modest.>", fastConfig(), newSender(reject))
+	r.publishOn("events.modest.a.b.c", 0, 20, size)
+	waitFor(t, "modest's dead letters", func() bool {
+		return r.stored(broker.StreamDeadLetters)["gridfan.deadletters.modest.rejected"] == 20
+	})
+	waitFor(t, "modest is done", func() bool { return r.unsettled("modest") == 0 })
+	kept := int(r.stored(broker.StreamDeadLetters)["gridfan.deadletters.greedy.rejected"])
+	if used := int64(kept) * size; used > limit || used < limit/2 {
+		t.Errorf("greedy has %d dead letters of %d bytes, its share is %d", kept, size, limit)
+	}
+	if left := r.unsettled("greedy"); left != n-kept {
+		t.Errorf("%d of %d are unsettled with %d dead letters", left, n, kept)
+	}
+	// Those that wait for room can be shed like all others.
+	w.Shed(n + 20)
+	waitFor(t, "greedy holds nothing", func() bool { return r.unsettled("greedy") == 0 })
+	if got := r.settled("shed"); got != n-kept {
+		t.Errorf("%d shed, want %d", got, n-kept)
+	}
+	if got := w.GivenUp(); got != (deliver.GivenUp{Shed: uint64(n - kept)}) {
+		t.Errorf("given up %+v", got)
+	}
+}
+
+// One whose attempts all fail keeps a share of RETRY; when its retries come due
+// they find slots, and everything is delivered in the end.
+func TestRetriesHaveShares(t *testing.T) {
+	r := small(t)
+	const n, size = 100, 64 << 10 // 6.4 MiB, of 1.8 that may wait for a retry
+	var mu sync.Mutex
+	up := false
+	s := newSender(func(context.Context, *event.Event, int) deliver.Attempt {
+		mu.Lock()
+		defer mu.Unlock()
+		if up {
+			return deliver.Attempt{Outcome: deliver.Delivered}
+		}
+		return deliver.Attempt{Outcome: deliver.Failed, Reason: "down"}
+	})
+	cfg := fastConfig()
+	cfg.Limits.Concurrency = 2
+	cfg.Breaker.Failures = 10000
+	cfg.Retry.Schedule = nil
+	for range 50 {
+		cfg.Retry.Schedule = append(cfg.Retry.Schedule, deliver.Duration(time.Second))
+	}
+	r.serve("a", "events.>", cfg, s)
+	r.publishOn("events.a.b.c.d", 0, n, size)
+	limit := r.b.RetryShare()
+	waitFor(t, "its share is used up", func() bool {
+		return r.stored(broker.StreamOps)[broker.Ops(broker.Instance(), "subscriber.retries-full.a")] >= 1
+	})
+	// What was in the slots and in the queue then may be over it.
+	if used := r.bytes(broker.StreamRetry); used < limit/2 || used > limit+6*(size+1024) {
+		t.Errorf("%d bytes wait, the share is %d", used, limit)
+	}
+	if got := r.unsettled("a"); got < n/2 {
+		t.Errorf("%d events still in the stream, want most of %d", got, n)
+	}
+	mu.Lock()
+	up = true
+	mu.Unlock()
+	waitFor(t, "everything", func() bool { got, _ := s.count(); return got == n })
+	waitFor(t, "all settlements", func() bool { return r.settled("delivered") == n })
+}
+
+// Surplus is given up with the breaker open, and what is in flight is not.
+func TestExpireLeavesWhatIsInFlight(t *testing.T) {
+	r := newRig(t)
+	hang := make(chan struct{})
+	started := make(chan struct{}, 500)
+	s := newSender(func(_ context.Context, _ *event.Event, _ int) deliver.Attempt {
+		started <- struct{}{}
+		<-hang
+		return deliver.Attempt{Outcome: deliver.Delivered}
+	})
+	cfg := fastConfig()
+	cfg.Limits.Timeout = deliver.Duration(time.Minute)
+	w := r.start("a", cfg, s)
+	r.publish(0, 500)
+	<-started
+	waitFor(t, "all but those in flight and some that came after", func() bool {
+		w.Expire(400)
+		return w.GivenUp().Expired >= 380
+	})
+	close(hang)
+	waitFor(t, "the others", func() bool { return r.unsettled("a") == 0 })
+	expired := int(w.GivenUp().Expired)
+	if got, tries := s.count(); got != 500-expired || tries != got {
+		t.Errorf("%d delivered in %d attempts and %d expired, of 500", got, tries, expired)
+	}
+	final := map[uint64]int{}
+	for _, rec := range r.records() {
+		final[rec.Sequence]++
+	}
+	for seq, n := range final {
+		if n != 1 {
+			t.Errorf("event %d has %d records", seq, n)
+		}
+	}
+	if len(final) != 500 {
+		t.Errorf("%d events are recorded", len(final))
+	}
+}

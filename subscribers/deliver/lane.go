@@ -18,6 +18,7 @@ type delivery struct {
 	origin  origin
 	broken  error  // the message is not one of ours
 	epoch   uint64 // of the store when it came
+	surplus bool   // to be given up without an attempt
 	// probed is set when it was fetched to find out whether the subscriber is
 	// back: it gives the right to probe to the next one.
 	probed func()
@@ -38,26 +39,18 @@ type lane struct {
 	// origin reads where a message of this lane comes from.
 	origin func(message) (origin, error)
 
-	// Only the fetch loop touches these two, once the lane has started.
-	reader reader
-	fresh  bool // the cursor was made by this process
-
 	queue  chan *delivery
 	window int // how many may be queued
 
-	mu     sync.Mutex           // guards all below
+	mu     sync.Mutex // guards all below
+	reader reader
+	fresh  bool                 // the cursor was made by this process
 	held   map[uint64]*delivery // by sequence in the lane's stream
 	queued int
 	space  chan struct{} // holds one token when queued has gone down
 	// arrived holds one token when something is held after nothing was.
 	arrived chan struct{}
-	// recent are the sequences settled last, so that a message which comes
-	// again because its ack was late is not delivered again.
-	recent *ring
 }
-
-// recentSettled covers what can be in flight when an ack is lost.
-const recentSettled = 4096
 
 func newLane(w *Worker, stream string, consumer jetstream.ConsumerConfig, o func(message) (origin, error)) *lane {
 	window := max(2, w.sub.Config.Limits.Concurrency)
@@ -65,7 +58,6 @@ func newLane(w *Worker, stream string, consumer jetstream.ConsumerConfig, o func
 		w: w, stream: stream, consumer: consumer, origin: o,
 		queue: make(chan *delivery, 2*window), window: window,
 		held: map[uint64]*delivery{}, space: make(chan struct{}, 1), arrived: make(chan struct{}, 1),
-		recent: newRing(recentSettled),
 	}
 }
 
@@ -81,21 +73,29 @@ func (l *lane) declare(ctx context.Context) (made bool, err error) {
 	} else if err == nil {
 		have := c.CachedInfo().Config
 		cfg.DeliverPolicy, cfg.OptStartSeq = have.DeliverPolicy, have.OptStartSeq
-		c, err = l.w.js.UpdateConsumer(ctx, l.stream, cfg)
+		if !sameSettings(have, cfg) {
+			c, err = l.w.js.UpdateConsumer(ctx, l.stream, cfg)
+		}
 	}
 	if err != nil {
 		return false, fmt.Errorf("consumer %q on %s: %w", cfg.Durable, l.stream, err)
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if made {
 		// What was settled before was settled for another cursor, perhaps even
 		// on another stream, whose sequences say nothing of this one's.
 		l.fresh = true
-		l.mu.Lock()
-		l.recent = newRing(recentSettled)
-		l.mu.Unlock()
+		l.w.settled.clear()
 	}
-	l.reader = consumerReader{c}
+	l.reader = consumerReader{c, l.w.link}
 	return made, nil
+}
+
+func (l *lane) reading() reader {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.reader
 }
 
 // heal makes the cursor again after somebody deleted it. It begins at the
@@ -157,7 +157,10 @@ func (l *lane) fetchSome(turn context.Context) error {
 	if n == 0 {
 		return nil // the turn is over
 	}
-	return l.reader.fetch(turn, n, fetchWait, func(m message) { l.accept(m, nil) })
+	if l == l.w.lanes[0] && !l.w.roomToRetry(turn) {
+		return nil
+	}
+	return l.reading().fetch(turn, n, fetchWait, func(m message) { l.accept(m, nil) })
 }
 
 // probeWait is how long one lane looks for an event to probe with before the
@@ -168,7 +171,7 @@ const probeWait = time.Second
 // right to probe back, here or when the attempt is over.
 func (l *lane) fetchProbe(ctx context.Context, done func()) error {
 	got := false
-	err := l.reader.fetch(ctx, 1, probeWait, func(m message) { got = l.accept(m, done) })
+	err := l.reading().fetch(ctx, 1, probeWait, func(m message) { got = l.accept(m, done) })
 	if !got {
 		done()
 	}
@@ -192,9 +195,23 @@ func (l *lane) room(ctx context.Context) int {
 	}
 }
 
-// accept takes a message over: from here on it is held until it is settled or
-// given back. It answers false for one that needs no delivery.
+// accept takes a message over and queues it. It answers false for one that needs
+// no delivery.
 func (l *lane) accept(m message, probed func()) bool {
+	d := l.take(m, probed)
+	if d == nil {
+		return false
+	}
+	l.mu.Lock()
+	l.queued++
+	l.mu.Unlock()
+	l.queue <- d
+	return true
+}
+
+// take takes a message over: from here on it is held until it is settled or
+// given back. It answers nil for one that needs no delivery.
+func (l *lane) take(m message, probed func()) *delivery {
 	seq := m.sequence()
 	o, broken := l.origin(m)
 	d := &delivery{message: m, handle: m, lane: l, origin: o, broken: broken, epoch: l.w.parts.Broker.Epoch(), probed: probed, lastHold: time.Now()}
@@ -204,17 +221,22 @@ func (l *lane) accept(m message, probed func()) bool {
 		// newer copy is the one the broker listens to.
 		earlier.handle, earlier.lastHold = m, d.lastHold
 		l.mu.Unlock()
-		return false
+		return nil
 	}
-	if l.recent.has(seq) || !l.fresh && l.w.parts.Recorder.recalled(settlement{l.w.sub.Name, o.sequence, o.hop}, l.w.sub.Created) {
+	if broken == nil && l.w.passed(o, l.fresh) {
 		l.mu.Unlock()
 		if err := m.ack(); err != nil {
 			l.w.log.Warn("ack", "error", err)
 		}
-		return false
+		return nil
+	}
+	// Another message for the same event may be in hand; this one comes again
+	// when it is known how that ended.
+	if broken == nil && !l.w.settled.begin(o.sequence) {
+		l.mu.Unlock()
+		return nil
 	}
 	l.held[seq] = d
-	l.queued++
 	first := len(l.held) == 1
 	l.mu.Unlock()
 	if first {
@@ -223,8 +245,7 @@ func (l *lane) accept(m message, probed func()) bool {
 		default:
 		}
 	}
-	l.queue <- d
-	return true
+	return d
 }
 
 // dispatchLoop moves deliveries from the queue to free slots.
@@ -253,9 +274,11 @@ func (l *lane) dispatchLoop() {
 	}
 }
 
+// endProbe gives the right to probe to the next one, once.
 func (d *delivery) endProbe() {
 	if d.probed != nil {
 		d.probed()
+		d.probed = nil
 	}
 }
 
@@ -308,11 +331,7 @@ func (l *lane) due(now time.Time) (due []message, held int) {
 
 // settled acks a delivery after all that depends on it is stored.
 func (l *lane) settled(d *delivery) {
-	l.mu.Lock()
-	m := d.handle
-	delete(l.held, m.sequence())
-	l.recent.add(m.sequence())
-	l.mu.Unlock()
+	m := l.letGo(d)
 	if err := m.ack(); err != nil {
 		l.w.log.Warn("ack", "error", err)
 	}
@@ -320,13 +339,20 @@ func (l *lane) settled(d *delivery) {
 
 // giveBack returns a delivery unsettled: it comes again.
 func (l *lane) giveBack(d *delivery) {
-	l.mu.Lock()
-	m := d.handle
-	delete(l.held, m.sequence())
-	l.mu.Unlock()
-	if err := m.release(); err != nil {
+	if err := l.letGo(d).release(); err != nil {
 		l.w.log.Debug("release", "error", err)
 	}
+}
+
+// letGo ends the holding of a delivery, and gives what the broker listens to.
+func (l *lane) letGo(d *delivery) message {
+	if d.broken == nil {
+		l.w.settled.end(d.origin.sequence)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.held, d.handle.sequence())
+	return d.handle
 }
 
 // pause holds fetching while the operator wants it held.
@@ -379,27 +405,82 @@ func (p *pause) wait(ctx context.Context) (until context.Context, done func(), e
 	}
 }
 
-// ring remembers the last n numbers.
-type ring struct {
-	order []uint64
-	next  int
-	set   map[uint64]struct{}
+// passed says whether a message needs no delivery, because what it stands for
+// was settled. fresh: not by the process before this one.
+func (w *Worker) passed(o origin, fresh bool) bool {
+	if p, ok := w.settled.get(o.sequence); ok {
+		return p.passed(o.hop)
+	}
+	if fresh {
+		return false
+	}
+	p, ok := w.parts.Recorder.recall(w.sub.Name, o.sequence, w.sub.Created)
+	return ok && p.passed(o.hop)
 }
 
-func newRing(n int) *ring { return &ring{order: make([]uint64, 0, n), set: map[uint64]struct{}{}} }
+// settledLast is how many events a worker remembers that it has settled: more
+// than can be in flight when an ack is lost or a retry comes twice.
+const settledLast = 8192
 
-func (r *ring) has(v uint64) bool { _, ok := r.set[v]; return ok }
+// settled remembers the progress of the events settled last, and which ones are
+// in hand.
+type settled struct {
+	mu     sync.Mutex // guards all below
+	order  []uint64
+	next   int
+	of     map[uint64]progress
+	inHand map[uint64]bool
+}
 
-func (r *ring) add(v uint64) {
-	if r.has(v) {
+// begin takes an event in hand, unless it is already.
+func (s *settled) begin(sequence uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.inHand[sequence] {
+		return false
+	}
+	if s.inHand == nil {
+		s.inHand = map[uint64]bool{}
+	}
+	s.inHand[sequence] = true
+	return true
+}
+
+func (s *settled) end(sequence uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.inHand, sequence)
+}
+
+func (s *settled) get(sequence uint64) (progress, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.of[sequence]
+	return p, ok
+}
+
+func (s *settled) put(sequence uint64, p progress) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if was, ok := s.of[sequence]; ok {
+		s.of[sequence] = was.then(p)
 		return
 	}
-	if len(r.order) < cap(r.order) {
-		r.order = append(r.order, v)
-	} else {
-		delete(r.set, r.order[r.next])
-		r.order[r.next] = v
-		r.next = (r.next + 1) % cap(r.order)
+	if s.of == nil {
+		s.of = map[uint64]progress{}
 	}
-	r.set[v] = struct{}{}
+	if len(s.order) < settledLast {
+		s.order = append(s.order, sequence)
+	} else {
+		delete(s.of, s.order[s.next])
+		s.order[s.next] = sequence
+		s.next = (s.next + 1) % settledLast
+	}
+	s.of[sequence] = p
+}
+
+func (s *settled) clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.order, s.next, s.of = nil, 0, nil
 }

@@ -31,7 +31,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "gridfan_deliver_attempt_seconds", Help: "Time one attempt took.", Buckets: quick,
 		}, []string{"subscriber"}),
 		settled: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gridfan_deliver_settled_total", Help: "Recorded settlements by subscriber and outcome: delivered, retry, dead-letter.",
+			Name: "gridfan_deliver_settled_total", Help: "Recorded settlements by subscriber and outcome: delivered, retry, dead-letter, shed.",
 		}, []string{"subscriber", "outcome"}),
 		accepted: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "gridfan_deliver_accepted_to_delivered_seconds", Help: "From acceptance of an event to its delivery.", Buckets: long,
@@ -52,7 +52,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 
 // init makes a subscriber's series exist from the start.
 func (m *Metrics) init(subscriber string) {
-	for _, o := range []string{RecordDelivered, RecordRetry, RecordDeadLetter} {
+	for _, o := range []string{RecordDelivered, RecordRetry, RecordDeadLetter, RecordShed} {
 		m.settled.WithLabelValues(subscriber, o)
 	}
 	m.breaker.WithLabelValues(subscriber).Set(0)

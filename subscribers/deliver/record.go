@@ -30,7 +30,7 @@ type Record struct {
 	// ID and Subject are the event's.
 	ID      string `json:"id"`
 	Subject string `json:"subject"`
-	// Outcome is delivered, retry or dead-letter.
+	// Outcome is delivered, retry, dead-letter or shed.
 	Outcome string `json:"outcome"`
 	// Attempts were made so far in all.
 	Attempts int `json:"attempts"`
@@ -48,14 +48,36 @@ const (
 	RecordDelivered  = "delivered"
 	RecordRetry      = "retry"
 	RecordDeadLetter = "dead-letter"
+	RecordShed       = "shed" // dropped to make room, where the operator chose that
 )
 
-// settlement identifies what a record settles.
-type settlement struct {
+// place is an event of one subscriber.
+type place struct {
 	subscriber string
 	sequence   uint64
-	hop        int
 }
+
+// progress is how far an event has come: the highest hop that was settled, and
+// whether that ended it.
+type progress struct {
+	hop   int
+	final bool
+}
+
+// passed says whether a message of a hop has nothing to do any more. It was
+// settled itself and its ack got lost; or a later one was; or it is the retry of
+// a hop whose record a crash prevented, and that was ended when it came again.
+// Whoever sends an event out anew after its end gives it a hop further on.
+func (p progress) passed(hop int) bool {
+	return hop <= p.hop || p.final && hop == p.hop+1
+}
+
+// then is the progress after another settlement.
+func (p progress) then(q progress) progress {
+	return progress{max(p.hop, q.hop), p.final || q.final}
+}
+
+func (r Record) progress() progress { return progress{r.Hop, r.Outcome != RecordRetry} }
 
 // Recorder writes records in blocks: while one block is on its way to the
 // disk the next one gathers, so that thousands of settlements share one sync
@@ -75,7 +97,12 @@ type Recorder struct {
 	// settled holds what the last process recorded shortly before it died,
 	// and when: the broker may not have seen the acks. Written before run
 	// starts, read only afterwards.
-	settled map[settlement]time.Time
+	settled map[place][]recalled
+}
+
+type recalled struct {
+	progress
+	at time.Time
 }
 
 type recording struct {
@@ -104,17 +131,17 @@ func NewRecorder(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Reco
 	rec := &Recorder{
 		broker: b, js: js, log: log,
 		wake: make(chan struct{}, 1), room: make(chan struct{}, maxQueued), done: make(chan struct{}),
-		settled: map[settlement]time.Time{},
+		settled: map[place][]recalled{},
 	}
-	if err := rec.recall(ctx); err != nil {
+	if err := rec.readLast(ctx); err != nil {
 		return nil, fmt.Errorf("read the last settlements: %w", err)
 	}
 	go rec.run()
 	return rec, nil
 }
 
-// recall reads the records of the last recallWindow.
-func (rec *Recorder) recall(ctx context.Context) error {
+// readLast reads the records of the last recallWindow.
+func (rec *Recorder) readLast(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	stream, err := rec.js.Stream(ctx, broker.StreamAttempts)
@@ -148,7 +175,9 @@ func (rec *Recorder) recall(ctx context.Context) error {
 				rec.log.Warn("unreadable block of attempts", "sequence", meta.Sequence.Stream, "error", err)
 			}
 			for _, r := range records {
-				rec.settled[settlement{r.Subscriber, r.Sequence, r.Hop}] = r.Time
+				if at := (place{r.Subscriber, r.Sequence}); r.Hop >= 0 { // else it says nothing of an event
+					rec.settled[at] = append(rec.settled[at], recalled{r.progress(), r.Time})
+				}
 			}
 			if meta.Sequence.Stream >= state.LastSeq {
 				return nil
@@ -175,14 +204,19 @@ func ParseRecords(block []byte) ([]Record, error) {
 	return records, nil
 }
 
-// recalled says whether the process before this one settled s, for a
+// recall tells how far the process before this one had brought an event, for a
 // subscriber that was added at the given time: one that was deleted and added
 // again under its old name gets its events anew. The cursor's own time of
 // creation will not do: after a restart the server gives the restart's instead
 // (nats-server v2.15.2, as seen).
-func (rec *Recorder) recalled(s settlement, added time.Time) bool {
-	at, ok := rec.settled[s]
-	return ok && at.After(added)
+func (rec *Recorder) recall(subscriber string, sequence uint64, added time.Time) (p progress, ok bool) {
+	for _, r := range rec.settled[place{subscriber, sequence}] {
+		if !r.at.After(added) {
+			continue
+		}
+		p, ok = p.then(r.progress), true
+	}
+	return p, ok
 }
 
 // add queues a record and calls then when it is stored. It waits when too many

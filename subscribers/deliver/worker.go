@@ -55,16 +55,21 @@ type Worker struct {
 	log   *slog.Logger
 	conn  *nats.Conn
 	js    jetstream.JetStream
+	link  *link
 
 	breaker *breaker
 	slots   *semaphore.Weighted
 	lanes   [2]*lane
+	dead    *share // of DEADLETTERS
+	retries *share // of RETRY
+	surplus surplus
+	settled settled
 
 	stopped   context.Context // ends when no more may be fetched
 	stop      context.CancelFunc
 	abandoned context.Context // ends when attempts under way are given up
 	abandon   context.CancelFunc
-	fetching  sync.WaitGroup // the lanes' loops
+	fetching  sync.WaitGroup // the loops that take messages
 	sending   sync.WaitGroup // deliveries, until their settlement is queued
 
 	gone  context.Context // ends when Stop returns
@@ -81,7 +86,7 @@ func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
 		return nil, err
 	}
 	w := &Worker{
-		sub: sub, parts: parts, conn: nc, js: js,
+		sub: sub, parts: parts, conn: nc, js: js, link: newLink(nc),
 		log:   parts.Log.With("subscriber", sub.Name),
 		slots: semaphore.NewWeighted(int64(sub.Config.Limits.Concurrency)),
 		pause: newPause(),
@@ -93,10 +98,14 @@ func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
 	w.pause.set(sub.Paused)
 	parts.Metrics.init(sub.Name)
 
+	w.surplus.wake = make(chan struct{}, 1)
+	w.shares()
+
 	// Twice the prefetch: some are in the queue and some in slots.
 	inFlight := 4*sub.Config.Limits.Concurrency + 16
 	w.lanes = [2]*lane{
-		newLane(w, broker.StreamEvents, consumerConfig(sub.Name, sub.Subjects, sub.StartSequence, inFlight), eventOrigin),
+		// And two rounds of surplus: one being settled and one acked.
+		newLane(w, broker.StreamEvents, consumerConfig(sub.Name, sub.Subjects, sub.StartSequence, inFlight+2*lastRound), eventOrigin),
 		newLane(w, broker.StreamRetry, retryConfig(sub.Name, inFlight), retryOrigin),
 	}
 	for _, l := range w.lanes {
@@ -111,7 +120,58 @@ func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
 		go l.dispatchLoop()
 		go l.holdLoop()
 	}
+	w.fetching.Add(1)
+	go w.surplusLoop()
 	return w, nil
+}
+
+// How old a count of a subscriber's messages may be when it says that there is
+// no more room. RETRY's take long, because each message has a subject of its
+// own; in return this process knows what it stored and what came due.
+const (
+	countDeadEvery  = 10 * time.Second
+	countDeadAfter  = 1000
+	countRetryEvery = time.Minute
+)
+
+func (w *Worker) shares() {
+	name, b := w.sub.Name, w.parts.Broker
+	report := func(what, fix string) func(bool, int64) {
+		return func(full bool, used int64) {
+			if !full {
+				b.Report("subscriber."+what+"-eased", name, map[string]any{"bytes": used})
+				return
+			}
+			b.Report("subscriber."+what+"-full", name, map[string]any{"bytes": used, "fix": fix})
+		}
+	}
+	w.dead = &share{
+		limit: b.DeadLetterShare(), count: counter(w.js, broker.StreamDeadLetters, broker.DeadLetterAll(name)),
+		every: countDeadEvery, after: countDeadAfter, log: w.log,
+		changed: report("deadletters", fmt.Sprintf("its further dead letters wait and slow it down: purge those that are done with (nats stream purge %s --subject '%s'), or raise storage.maxBytes",
+			broker.StreamDeadLetters, broker.DeadLetterAll(name))),
+	}
+	w.retries = &share{
+		limit: b.RetryShare(), count: counter(w.js, broker.StreamRetry, broker.RetryWaitingAll(name), broker.RetryDue(name)),
+		every: countRetryEvery, log: w.log,
+		changed: report("retries", "no further events are sent to it until some retries have come due: see why its attempts fail"),
+	}
+}
+
+// roomToRetry waits until a failed attempt would have a place in RETRY, or
+// answers false when ctx ends. Deliveries must not wait for it in their slots:
+// the retries that make room need slots too.
+func (w *Worker) roomToRetry(ctx context.Context) bool {
+	for w.retries.spent(ctx) {
+		t := time.NewTimer(roomEvery)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return false
+		}
+	}
+	return true
 }
 
 // Stop stops fetching, lets attempts under way end within grace, and returns

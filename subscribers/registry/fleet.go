@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
 
@@ -94,20 +95,62 @@ func (f *Fleet) keeper(name string, create bool) *keeper {
 }
 
 // Breaker tells how a subscriber's breaker stands in this process; ok is false
-// for one that has no worker here.
+// for one that has no worker here, or is parked.
 func (f *Fleet) Breaker(name string) (s deliver.BreakerStatus, ok bool) {
+	f.with(name, func(k *keeper, w *deliver.Worker) {
+		if ok = !k.parked; ok {
+			s = w.Breaker()
+		}
+	})
+	return s, ok
+}
+
+// Expire makes a subscriber's worker give up the oldest of its backlog; see
+// deliver.Worker.Expire. false means that it has no worker here.
+func (f *Fleet) Expire(name string, through uint64) bool {
+	return f.with(name, func(_ *keeper, w *deliver.Worker) { w.Expire(through) })
+}
+
+// Shed makes it drop the oldest of its backlog; see deliver.Worker.Shed.
+func (f *Fleet) Shed(name string, through uint64) bool {
+	return f.with(name, func(_ *keeper, w *deliver.Worker) { w.Shed(through) })
+}
+
+// GivenUp counts what the workers of this process gave up since the start, by
+// subscriber.
+func (f *Fleet) GivenUp() map[string]deliver.GivenUp {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := map[string]deliver.GivenUp{}
+	for name, k := range f.keepers {
+		k.mu.Lock()
+		g := k.before
+		if k.worker != nil {
+			now := k.worker.GivenUp()
+			g.Expired += now.Expired
+			g.Shed += now.Shed
+		}
+		k.mu.Unlock()
+		all[name] = g
+	}
+	return all
+}
+
+// with calls do while the worker stays, and says whether there is one.
+func (f *Fleet) with(name string, do func(*keeper, *deliver.Worker)) bool {
 	f.mu.Lock()
 	k := f.keepers[name]
 	f.mu.Unlock()
 	if k == nil {
-		return s, false
+		return false
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.worker == nil {
-		return s, false
+		return false
 	}
-	return k.worker.Breaker(), true
+	do(k, k.worker)
+	return true
 }
 
 // Stop stops all workers at once; see deliver.Worker.Stop.
@@ -136,6 +179,8 @@ type keeper struct {
 	want    *Entry     // nil: none
 	applied []func()   // called once want has been tried
 	worker  *deliver.Worker
+	parked  bool            // the worker never sends
+	before  deliver.GivenUp // by the workers before this one
 	grace   time.Duration
 
 	have *Entry // what worker was started with; only run touches it
@@ -197,27 +242,31 @@ func (k *keeper) run() {
 
 // apply makes the worker what the entry wants.
 func (k *keeper) apply(want *Entry) error {
-	if want == nil || want.Orphaned {
+	if want == nil {
 		k.end(changeGrace)
 		k.fleet.parts.Metrics.Forget(k.name)
 		return nil
 	}
 	// One that was deleted and added again is another, with a new cursor.
-	if k.have != nil && reflect.DeepEqual(k.have.Definition, want.Definition) && k.have.Created.Equal(want.Created) {
-		k.worker.SetPaused(want.Paused)
+	if k.have != nil && reflect.DeepEqual(k.have.Definition, want.Definition) && k.have.Created.Equal(want.Created) && k.have.Orphaned == want.Orphaned {
+		k.worker.SetPaused(want.Paused || want.Orphaned)
 		k.have = want
 		return nil
 	}
 	k.end(changeGrace)
-	sender, err := k.fleet.newSender(want.Definition)
-	if err != nil {
-		return err
+	// A parked subscriber gets nothing, but what it holds back has its limits.
+	sender := deliver.Sender(mute{})
+	if !want.Orphaned {
+		var err error
+		if sender, err = k.fleet.newSender(want.Definition); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	w, err := deliver.Start(ctx, deliver.Subscriber{
 		Name: k.name, Subjects: deliver.MinimiseSubjects(want.Definition.Subjects),
-		StartSequence: want.StartSequence, Created: want.Created, Paused: want.Paused,
+		StartSequence: want.StartSequence, Created: want.Created, Paused: want.Paused || want.Orphaned,
 		Config: want.Definition.Config, Sender: sender,
 	}, k.fleet.parts)
 	if err != nil {
@@ -225,12 +274,21 @@ func (k *keeper) apply(want *Entry) error {
 		return err
 	}
 	k.mu.Lock()
-	k.worker = w
+	k.worker, k.parked = w, want.Orphaned
 	k.mu.Unlock()
 	k.have = want
-	k.fleet.log.Info("subscriber started", "subscriber", k.name, "subjects", want.Definition.Subjects, "paused", want.Paused)
+	k.fleet.log.Info("subscriber started", "subscriber", k.name, "subjects", want.Definition.Subjects, "paused", want.Paused, "parked", want.Orphaned)
 	return nil
 }
+
+// mute is the sender of a parked subscriber. It is never called.
+type mute struct{}
+
+func (mute) Send(context.Context, *event.Event) deliver.Attempt {
+	return deliver.Attempt{Outcome: deliver.Aborted, Reason: "parked"}
+}
+
+func (mute) Close() {}
 
 // end stops the worker, if there is one.
 func (k *keeper) end(grace time.Duration) {
@@ -243,5 +301,10 @@ func (k *keeper) end(grace time.Duration) {
 	}
 	k.have = nil
 	w.Stop(grace)
+	given := w.GivenUp()
+	k.mu.Lock()
+	k.before.Expired += given.Expired
+	k.before.Shed += given.Shed
+	k.mu.Unlock()
 	k.fleet.log.Info("subscriber stopped", "subscriber", k.name)
 }

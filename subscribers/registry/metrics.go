@@ -18,6 +18,8 @@ type backlogMetrics struct {
 	retry    *prometheus.Desc
 	dead     *prometheus.Desc
 	paused   *prometheus.Desc
+	held     *prometheus.Desc
+	oldest   *prometheus.Desc
 
 	mu   sync.Mutex // guards all below
 	at   time.Time
@@ -38,11 +40,13 @@ func NewBacklogMetrics(r *Registry, log *slog.Logger) prometheus.Collector {
 		retry:   desc("retry_events", "Events waiting for their next attempt."),
 		dead:    desc("dead_letters", "Events given up and kept."),
 		paused:  desc("paused", "1 while the subscriber is paused or parked."),
+		held:    desc("held_bytes", "Space in EVENTS from the subscriber's oldest undelivered event on, estimated."),
+		oldest:  desc("oldest_undelivered_seconds", "Age of the subscriber's oldest undelivered event, 0 when there is none."),
 	}
 }
 
 func (m *backlogMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.pending, m.retry, m.dead, m.paused} {
+	for _, d := range []*prometheus.Desc{m.pending, m.retry, m.dead, m.paused, m.held, m.oldest} {
 		ch <- d
 	}
 }
@@ -64,23 +68,21 @@ func (m *backlogMetrics) Collect(ch chan<- prometheus.Metric) {
 func (m *backlogMetrics) refresh() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	entries, err := m.registry.List(ctx)
-	if err != nil {
-		return err
-	}
-	backlogs, err := m.registry.Backlogs(ctx)
+	states, err := m.registry.States(ctx)
 	if err != nil {
 		return err
 	}
 	m.last, m.at = nil, time.Now()
-	for _, e := range entries {
-		name := e.Definition.Name
-		b := backlogs[name]
-		for d, v := range map[*prometheus.Desc]int{
-			m.pending: b.Pending, m.retry: b.Retry, m.dead: b.DeadLetters,
-			m.paused: map[bool]int{true: 1}[e.Paused || e.Orphaned],
+	for _, s := range states {
+		held, oldest := 0.0, 0.0
+		if s.Held != nil {
+			held, oldest = float64(s.Held.Bytes), m.at.Sub(s.Held.Since).Seconds()
+		}
+		for d, v := range map[*prometheus.Desc]float64{
+			m.pending: float64(s.Backlog.Pending), m.retry: float64(s.Backlog.Retry), m.dead: float64(s.Backlog.DeadLetters),
+			m.paused: map[bool]float64{true: 1}[s.Paused || s.Orphaned], m.held: held, m.oldest: max(0, oldest),
 		} {
-			m.last = append(m.last, prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), name))
+			m.last = append(m.last, prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, s.Definition.Name))
 		}
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -52,9 +53,13 @@ var (
 // Registry keeps the subscribers in a KV bucket that every replica watches.
 // It is safe for concurrent use.
 type Registry struct {
-	broker *broker.Broker
-	kv     jetstream.KeyValue
-	log    *slog.Logger
+	broker  *broker.Broker
+	kv      jetstream.KeyValue
+	log     *slog.Logger
+	profile profile
+
+	mu    sync.Mutex        // guards found
+	found map[string]oldest // by name
 }
 
 // Open reads the bucket, which the broker has declared.
@@ -63,25 +68,36 @@ func Open(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Registry, e
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", broker.BucketSubscribers, err)
 	}
-	return &Registry{broker: b, kv: kv, log: log}, nil
+	return &Registry{broker: b, kv: kv, log: log, found: map[string]oldest{}}, nil
 }
 
 // List gives all entries by name.
 func (r *Registry) List(ctx context.Context) ([]Entry, error) {
-	keys, err := r.kv.ListKeys(ctx)
+	// A watcher reads all of them in one go, however many there are.
+	w, err := r.kv.WatchAll(ctx, jetstream.IgnoreDeletes())
 	if err != nil {
 		return nil, err
 	}
-	var entries []Entry
-	for key := range keys.Keys() {
-		e, _, err := r.get(ctx, key)
-		if errors.Is(err, ErrNotFound) {
-			continue // deleted since
+	defer w.Stop()
+	entries := []Entry{}
+	for complete := false; !complete; {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case u, ok := <-w.Updates():
+			switch {
+			case !ok:
+				return nil, errors.New("the list of subscribers broke off")
+			case u == nil: // the end of what there is
+				complete = true
+			default:
+				e, err := decodeEntry(u.Key(), u.Value())
+				if err != nil {
+					return nil, err
+				}
+				entries = append(entries, e)
+			}
 		}
-		if err != nil {
-			return nil, err
-		}
-		entries = append(entries, e)
 	}
 	slices.SortFunc(entries, func(a, b Entry) int {
 		return strings.Compare(a.Definition.Name, b.Definition.Name)
@@ -295,39 +311,23 @@ func (r *Registry) Backlog(ctx context.Context, name string) (Backlog, error) {
 	return b, nil
 }
 
-// Backlogs counts for all subscribers at once, in a handful of requests
-// however many there are.
-func (r *Registry) Backlogs(ctx context.Context) (map[string]Backlog, error) {
+// counts counts the retries and dead letters of all subscribers at once.
+func (r *Registry) counts(ctx context.Context) (map[string]Backlog, error) {
 	all := map[string]Backlog{}
-	add := func(name string, change func(*Backlog)) {
-		b := all[name]
-		change(&b)
-		all[name] = b
-	}
-	s, err := r.broker.JetStream().Stream(ctx, broker.StreamEvents)
-	if err != nil {
-		return nil, err
-	}
-	consumers := s.ListConsumers(ctx)
-	for info := range consumers.Info() {
-		add(info.Name, func(b *Backlog) { b.Pending += int(info.NumPending) + info.NumAckPending })
-	}
-	if err := consumers.Err(); err != nil {
-		return nil, err
-	}
 	for _, stream := range []string{broker.StreamRetry, broker.StreamDeadLetters} {
 		counts, err := r.broker.SubjectCounts(ctx, stream, ">")
 		if err != nil {
 			return nil, err
 		}
 		for subject, n := range counts {
-			add(broker.SubscriberOf(subject), func(b *Backlog) {
-				if stream == broker.StreamRetry {
-					b.Retry += int(n)
-				} else {
-					b.DeadLetters += int(n)
-				}
-			})
+			name := broker.SubscriberOf(subject)
+			b := all[name]
+			if stream == broker.StreamRetry {
+				b.Retry += int(n)
+			} else {
+				b.DeadLetters += int(n)
+			}
+			all[name] = b
 		}
 	}
 	return all, nil

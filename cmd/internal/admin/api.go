@@ -8,6 +8,7 @@ import (
 
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 )
@@ -34,6 +35,20 @@ type BrokerStatus struct {
 	Streams    []broker.StreamUse `json:"streams"`
 	// Disk is the room under the embedded broker's store.
 	Disk *broker.Space `json:"disk,omitempty"`
+	// Spool takes events while an external broker is away; nil without one.
+	Spool *publish.SpoolStatus `json:"spool,omitempty"`
+	Dedup Dedup                `json:"dedup"`
+}
+
+// Dedup is how far back events are recognised that come again.
+type Dedup struct {
+	IDs   int   `json:"ids"`
+	Bytes int64 `json:"bytes"`
+	// Since: every event published since then is recognised.
+	Since time.Time `json:"since"`
+	// Forgotten counts events that were forgotten early because the memory was
+	// used up.
+	Forgotten uint64 `json:"forgotten,omitempty"`
 }
 
 // SourceStatus is a source with what it has in quarantine.
@@ -51,6 +66,9 @@ type Subscriber struct {
 	// State is active, paused or parked.
 	State   string           `json:"state"`
 	Backlog registry.Backlog `json:"backlog"`
+	// Held is the part of EVENTS that it makes us keep; nil when it has got
+	// everything.
+	Held *registry.Held `json:"held,omitempty"`
 	// Breaker is how this process sees the subscriber; nil without a worker.
 	Breaker *deliver.BreakerStatus `json:"breaker,omitempty"`
 }
@@ -61,6 +79,27 @@ const (
 	Paused = "paused" // by an operator
 	Parked = "parked" // the configuration file no longer declares it
 )
+
+// Shed is the answer to GET /api/v1/subscribers/{name}/shed.
+type Shed struct {
+	// Events are the newest that were shed, newest first. None means that
+	// nothing was dropped for this subscriber since then: every event was
+	// delivered, is a dead letter, or waits.
+	Events []ShedEvent `json:"events"`
+	// Since is how far back was looked; Complete says that the records go no
+	// further.
+	Since    time.Time `json:"since"`
+	Complete bool      `json:"complete"`
+}
+
+// ShedEvent is one event that was dropped for one subscriber to make room.
+type ShedEvent struct {
+	ID      string `json:"id"`
+	Subject string `json:"subject"`
+	// Sequence is its place in EVENTS.
+	Sequence uint64    `json:"sequence"`
+	Time     time.Time `json:"time"`
+}
 
 // Deleted is the answer to DELETE /api/v1/subscribers/{name}.
 type Deleted struct {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -63,6 +64,17 @@ func (c *Client) Delete(ctx context.Context, name string, discard bool) (*Delete
 		p += "?discard=true"
 	}
 	return &d, c.call(ctx, http.MethodDelete, p, nil, &d)
+}
+
+// Shed lists what was dropped for one to make room, newest first; limit 0 means
+// the server's default.
+func (c *Client) Shed(ctx context.Context, name string, limit int) (*Shed, error) {
+	var s Shed
+	p := path(name) + "/shed"
+	if limit > 0 {
+		p += "?limit=" + strconv.Itoa(limit)
+	}
+	return &s, c.call(ctx, http.MethodGet, p, nil, &s)
 }
 
 func path(name string) string { return "/api/v1/subscribers/" + url.PathEscape(name) }

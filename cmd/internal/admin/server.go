@@ -19,7 +19,9 @@ import (
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
+	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 )
 
@@ -29,6 +31,7 @@ type Parts struct {
 	Started    time.Time
 	Broker     *broker.Broker
 	Ingress    *ingress.Ingress
+	Publisher  *publish.Publisher
 	Quarantine *quarantine.Store
 	Registry   *registry.Registry
 	Fleet      *registry.Fleet
@@ -46,6 +49,7 @@ func NewHandler(p Parts, token secret.String) http.Handler {
 	api.Handle("GET /api/v1/subscribers/{name}", handle(s.show))
 	api.Handle("PUT /api/v1/subscribers/{name}", handle(s.put))
 	api.Handle("DELETE /api/v1/subscribers/{name}", handle(s.delete))
+	api.Handle("GET /api/v1/subscribers/{name}/shed", handle(s.shed))
 	api.Handle("POST /api/v1/subscribers/{name}/pause", handle(s.pause(true)))
 	api.Handle("POST /api/v1/subscribers/{name}/resume", handle(s.pause(false)))
 	s.quarantineRoutes(api)
@@ -60,13 +64,13 @@ func NewHandler(p Parts, token secret.String) http.Handler {
 	protected := http.NewCrossOriginProtection().Handler(api)
 	all := http.NewServeMux()
 	all.Handle("/", guard(token, protected))
-	Probes(all, p.Broker, func() bool { return false })
+	Probes(all, p.Broker.Health, func() bool { return false })
 	return all
 }
 
 // Probes adds the health endpoints, which need no key and tell no secret.
 // stopping makes /readyz say no.
-func Probes(mux *http.ServeMux, b *broker.Broker, stopping func() bool) {
+func Probes(mux *http.ServeMux, health func(context.Context) error, stopping func() bool) {
 	plain := func(w http.ResponseWriter, code int, text string) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(code)
@@ -85,7 +89,7 @@ func Probes(mux *http.ServeMux, b *broker.Broker, stopping func() bool) {
 		plain(w, http.StatusOK, "ok")
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		if err := b.Health(r.Context()); err != nil {
+		if err := health(r.Context()); err != nil {
 			plain(w, http.StatusServiceUnavailable, err.Error())
 			return
 		}
@@ -124,6 +128,11 @@ func (s *server) status(_ http.ResponseWriter, r *http.Request) (any, error) {
 		Version: s.Version, Instance: broker.Instance(), Started: s.Started, Healthy: true,
 		Broker: BrokerStatus{Embedded: s.Broker.Embedded(), URL: s.Broker.URL(), Durability: s.Broker.Durability()},
 	}
+	known := s.Publisher.Dedup()
+	st.Broker.Dedup = Dedup{known.IDs, known.Bytes, known.Since.UTC(), known.Dropped}
+	if spool, ok := s.Publisher.Spool(ctx); ok {
+		st.Broker.Spool = &spool
+	}
 	if s.Broker.Embedded() {
 		space := s.Broker.Space()
 		st.Broker.Disk = &space
@@ -153,23 +162,22 @@ func (s *server) status(_ http.ResponseWriter, r *http.Request) (any, error) {
 }
 
 func (s *server) subscribers(ctx context.Context) ([]Subscriber, error) {
-	entries, err := s.Registry.List(ctx)
+	states, err := s.Registry.States(ctx)
 	if err != nil {
 		return nil, err
 	}
-	backlogs, err := s.Registry.Backlogs(ctx)
-	if err != nil {
-		return nil, err
-	}
-	list := make([]Subscriber, 0, len(entries))
-	for _, e := range entries {
-		list = append(list, s.view(e, backlogs[e.Definition.Name]))
+	list := make([]Subscriber, 0, len(states))
+	for _, st := range states {
+		list = append(list, s.view(st))
 	}
 	return list, nil
 }
 
-func (s *server) view(e registry.Entry, b registry.Backlog) Subscriber {
-	v := Subscriber{Definition: e.Definition.Redacted(), Origin: e.Origin, Created: e.Created, State: Active, Backlog: b}
+func (s *server) view(e registry.State) Subscriber {
+	v := Subscriber{
+		Definition: e.Definition.Redacted(), Origin: e.Origin, Created: e.Created, State: Active,
+		Backlog: e.Backlog, Held: e.Held,
+	}
 	switch {
 	case e.Orphaned:
 		v.State = Parked
@@ -188,8 +196,8 @@ func (s *server) list(_ http.ResponseWriter, r *http.Request) (any, error) {
 }
 
 func (s *server) one(ctx context.Context, e registry.Entry) (any, error) {
-	b, err := s.Registry.Backlog(ctx, e.Definition.Name)
-	return s.view(e, b), err
+	st, err := s.Registry.State(ctx, e)
+	return s.view(st), err
 }
 
 func (s *server) show(_ http.ResponseWriter, r *http.Request) (any, error) {
@@ -242,6 +250,39 @@ func (s *server) delete(_ http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	return Deleted{Discarded: b}, nil
+}
+
+// What one list of shed events has, and how long may be looked for them.
+const (
+	defaultShed = 100
+	maxShed     = 10_000
+	shedTimeout = 15 * time.Second
+)
+
+func (s *server) shed(_ http.ResponseWriter, r *http.Request) (any, error) {
+	limit := defaultShed
+	if v := r.URL.Query().Get("limit"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 || n > maxShed {
+			return nil, problem(http.StatusBadRequest, "bad-parameter", fmt.Sprintf("limit: want 1 to %d", maxShed))
+		}
+		limit = n
+	}
+	e, err := s.Registry.Get(r.Context(), r.PathValue("name"))
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), shedTimeout)
+	defer cancel()
+	h, err := deliver.ReadHistory(ctx, s.Broker, e.Definition.Name, deliver.RecordShed, limit)
+	if err != nil {
+		return nil, err
+	}
+	answer := Shed{Events: []ShedEvent{}, Since: h.Since.UTC(), Complete: h.Complete}
+	for _, rec := range h.Records {
+		answer.Events = append(answer.Events, ShedEvent{ID: rec.ID, Subject: rec.Subject, Sequence: rec.Sequence, Time: rec.Time})
+	}
+	return answer, nil
 }
 
 func (s *server) pause(paused bool) func(http.ResponseWriter, *http.Request) (any, error) {

@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
@@ -22,6 +24,7 @@ import (
 	"github.com/gridfan/gridfan/router/quarantine"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/retention"
 	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
@@ -40,6 +43,8 @@ type App struct {
 	opts   Options
 	log    *slog.Logger
 	broker *broker.Broker
+	// reached is broker once there is one, for those who ask before.
+	reached atomic.Pointer[broker.Broker]
 
 	public, admin net.Listener
 	failed        chan error // a listener that ended by itself
@@ -93,10 +98,32 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		public = tls.NewListener(a.public, t)
 	}
 
-	a.broker, err = broker.Open(ctx, cfg.Broker, a.log)
+	// The public listener answers from here on, because the broker may be away:
+	// handshakes need none, and events get 503 and not a closed door.
+	metrics := telemetry.NewRegistry(a.opts.Version)
+	in, err := ingress.New(ingress.Config{Sources: cfg.Sources, TrustedProxies: cfg.Listen.TrustedProxies, Since: started},
+		ingress.NewMetrics(metrics), a.report, a.log)
 	if err != nil {
 		return err
 	}
+	probes := http.NewServeMux()
+	admin.Probes(probes, a.health, in.Stopping)
+	stopPublic := a.serve("public", public, &http.Server{
+		Handler: withProbes(probes, in),
+		// A sender that dawdles over its headers or body holds a connection
+		// and no more: Event Grid itself gives up after 30 seconds.
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       60 * time.Second,
+		WriteTimeout:      90 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		// Event Grid can add ten headers of 4 KiB.
+		MaxHeaderBytes: 64 << 10,
+	})
+
+	if a.broker, err = a.openBroker(ctx, cfg.Broker); err != nil {
+		return err
+	}
+	a.reached.Store(a.broker)
 	a.onStop("broker", func(context.Context) error { a.broker.Close(); return nil })
 	if d := a.broker.Durability(); d.Warning {
 		a.log.Warn("durability "+string(d.Mode), "detail", d.Detail)
@@ -108,7 +135,6 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		}
 	}
 
-	metrics := telemetry.NewRegistry(a.opts.Version)
 	recorder, err := deliver.NewRecorder(ctx, a.broker, a.log)
 	if err != nil {
 		return err
@@ -133,16 +159,27 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	a.onStop("subscribers", func(context.Context) error { fleet.Stop(a.opts.Grace); return nil })
+	metrics.MustRegister(broker.NewMetrics(a.broker, a.log))
+	room := retention.Start(cfg.Retention, a.broker, subscribers, fleet, retention.NewMetrics(metrics), a.log)
+	a.onStop("retention", func(context.Context) error { room.Stop(); return nil })
 
-	publisher, err := publish.New(ctx, a.broker)
+	publishing := publish.Config{Dedup: cfg.Dedup, Log: a.log}
+	if a.broker.Embedded() {
+		publishing.IndexDir = filepath.Join(cfg.Broker.Dir, "dedup")
+	}
+	if cfg.Spool != nil {
+		if publishing.Spool, err = broker.OpenSpool(ctx, *cfg.Spool, a.log); err != nil {
+			return err
+		}
+		a.onStop("spool", func(context.Context) error { publishing.Spool.Close(); return nil })
+		publishing.IndexDir = filepath.Join(cfg.Spool.Dir, "dedup")
+	}
+	publisher, err := publish.New(ctx, a.broker, publishing)
 	if err != nil {
 		return err
 	}
-	in, err := ingress.New(ingress.Config{Sources: cfg.Sources, TrustedProxies: cfg.Listen.TrustedProxies, Since: started},
-		publisher, ingress.NewMetrics(metrics), a.broker.Report, a.log)
-	if err != nil {
-		return err
-	}
+	a.onStop("publisher", func(context.Context) error { return publisher.Close() })
+	metrics.MustRegister(publisher.Metrics())
 	var names []string
 	for _, s := range cfg.Sources {
 		names = append(names, s.Name)
@@ -152,23 +189,12 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 
-	probes := http.NewServeMux()
-	admin.Probes(probes, a.broker, in.Stopping)
-	a.serve("public", public, &http.Server{
-		Handler: withProbes(probes, in),
-		// A sender that dawdles over its headers or body holds a connection
-		// and no more: Event Grid itself gives up after 30 seconds.
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       60 * time.Second,
-		WriteTimeout:      90 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		// Event Grid can add ten headers of 4 KiB.
-		MaxHeaderBytes: 64 << 10,
-	})
+	in.Publish(publisher)
+	a.onStop("public server", stopPublic)
 	a.onStop("ingress", func(context.Context) error { in.Stop(); return nil })
 	a.serve("admin", a.admin, &http.Server{
 		Handler: admin.NewHandler(admin.Parts{
-			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Quarantine: held,
+			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Publisher: publisher, Quarantine: held,
 			Registry: subscribers, Fleet: fleet, Gatherer: metrics, Log: a.log,
 		}, cfg.Listen.AdminToken),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -196,24 +222,60 @@ func withProbes(probes, in http.Handler) http.Handler {
 	})
 }
 
+// openBroker starts or reaches the broker. An external one that does not answer
+// is waited for: it may be starting together with us.
+func (a *App) openBroker(ctx context.Context, cfg broker.Config) (*broker.Broker, error) {
+	for wait := time.Second; ; wait = min(2*wait, 10*time.Second) {
+		b, err := broker.Open(ctx, cfg, a.log)
+		if !errors.Is(err, broker.ErrAway) {
+			return b, err
+		}
+		a.log.Warn("the broker does not answer; handshakes are answered, and events are told to come back", "error", err, "again_in", wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// report passes on what happened to the ingress once there is a broker.
+func (a *App) report(what, about string, attrs map[string]any) {
+	if b := a.reached.Load(); b != nil {
+		b.Report(what, about, attrs)
+		return
+	}
+	a.log.Info(what, "about", about, "attrs", attrs)
+}
+
+func (a *App) health(ctx context.Context) error {
+	if b := a.reached.Load(); b != nil {
+		return b.Health(ctx)
+	}
+	return broker.ErrAway
+}
+
 // newSender makes the way out that a definition asks for.
 func (a *App) newSender(d registry.Definition) (deliver.Sender, error) {
 	return webhook.New(*d.Deliver.Webhook, webhook.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version})
 }
 
-func (a *App) serve(name string, l net.Listener, s *http.Server) {
+// serve answers on l. It returns what stops it, which it also pushes.
+func (a *App) serve(name string, l net.Listener, s *http.Server) (stop func(context.Context) error) {
 	s.ErrorLog = slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)
 	go func() {
 		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			a.failed <- fmt.Errorf("%s listener: %w", name, err)
 		}
 	}()
-	a.onStop(name+" server", func(ctx context.Context) error {
+	stop = func(ctx context.Context) error {
 		if err := s.Shutdown(ctx); err != nil {
 			return errors.Join(err, s.Close())
 		}
 		return nil
-	})
+	}
+	a.onStop(name+" server", stop)
+	return stop
 }
 
 func (a *App) onStop(name string, stop func(context.Context) error) {

@@ -87,7 +87,7 @@ func batch(n int) []byte {
 	var s strings.Builder
 	filler := strings.Repeat("x", 700)
 	for range n {
-		fmt.Fprintf(&s, `,{"id":%q,"topic":"/topics/shop","subject":"orders/1","eventType":"Order.Placed","eventTime":"2026-11-01T10:00:00Z","dataVersion":"1","data":{"filler":%q}}`, stamped(), filler)
+		fmt.Fprintf(&s, `,{"id":%q,"topic":"/topics/shop","subject":"orders/%d","eventType":"Order.Placed","eventTime":"2026-11-01T10:00:00Z","dataVersion":"1","data":{"filler":%q}}`, stamped(), serial.Load(), filler)
 	}
 	return []byte("[" + s.String()[1:] + "]")
 }

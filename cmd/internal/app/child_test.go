@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -28,6 +29,7 @@ const (
 	childVariable  = "GRIDFAN_TEST_CHILD"
 	childGridfan   = "gridfan"
 	childReceivers = "receivers"
+	childPoster    = "poster"
 )
 
 // child is another process of this binary. It ends when it is killed, or when
@@ -83,6 +85,12 @@ func (c *child) kill() {
 	_ = c.cmd.Process.Kill() // it may have gone by itself
 	_ = c.cmd.Wait()         // it was killed, so this says so
 	c.input.Close()
+}
+
+// end stops the child as an operator does, and waits for it.
+func (c *child) end() {
+	c.input.Close()
+	_ = c.cmd.Wait() // a child that stops badly says so on its standard error
 }
 
 func ready(a addresses) {
@@ -176,4 +184,133 @@ func receiversChild() int {
 type figures struct {
 	N        int
 	P50, P99 time.Duration
+}
+
+// posterChild posts over many connections for a while, as its arguments say, and
+// prints how it went. It is a process of its own, so that its CPU time is not
+// counted as gridfan's.
+func posterChild() int {
+	var p posting
+	if err := json.Unmarshal([]byte(os.Args[1]), &p); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: p.Connections}}
+	var mu sync.Mutex // guards took and failed
+	var took []time.Duration
+	failed := ""
+	var wg sync.WaitGroup
+	end := time.Now().Add(p.For)
+	for range p.Connections {
+		wg.Go(func() {
+			var mine []time.Duration
+			fill := template(p.PerPost)
+			for time.Now().Before(end) && (p.Posts == 0 || len(mine) < p.Posts) {
+				body := fill()
+				began := time.Now()
+				resp, err := client.Post(p.URL, "application/json", bytes.NewReader(body))
+				if err == nil {
+					_, _ = io.Copy(io.Discard, resp.Body)
+					resp.Body.Close()
+					if resp.StatusCode != http.StatusOK {
+						err = fmt.Errorf("HTTP %d", resp.StatusCode)
+					}
+				}
+				if err != nil {
+					mu.Lock()
+					failed = err.Error()
+					mu.Unlock()
+					return
+				}
+				mine = append(mine, time.Since(began))
+				time.Sleep(p.Pause) // sleep: the pace that was asked for
+			}
+			mu.Lock()
+			took = append(took, mine...)
+			mu.Unlock()
+		})
+	}
+	began := time.Now()
+	wg.Wait()
+	slices.Sort(took)
+	at := func(q float64) time.Duration { return took[int(q*float64(max(1, len(took))-1))] }
+	r := posted{Failed: failed}
+	if len(took) > 0 {
+		r = posted{N: len(took) * p.PerPost, Took: time.Since(began), P50: at(.5), P99: at(.99), Failed: failed}
+	}
+	b, _ := json.Marshal(r) // numbers: it cannot fail
+	fmt.Printf("%s\n", b)
+	return 0
+}
+
+// template is batch for a sender that is to cost little: the ids are written into
+// one body over and over.
+func template(n int) (fill func() []byte) {
+	body := batch(n)
+	var at []int // where each id begins
+	const before = `{"id":"`
+	for i := 0; ; {
+		j := bytes.Index(body[i:], []byte(before))
+		if j < 0 {
+			break
+		}
+		i += j + len(before)
+		at = append(at, i)
+	}
+	own := fmt.Sprintf("%010x", rand.Uint64()>>24) // stamped ids are longer than it and the number
+	next := 0
+	return func() []byte {
+		for _, i := range at {
+			next++
+			copy(body[i:], own)
+			copy(body[i+len(own):], strconv.Itoa(1e8+next))
+		}
+		return body
+	}
+}
+
+// posting is what a poster does.
+type posting struct {
+	URL         string
+	Connections int
+	PerPost     int
+	For         time.Duration
+	Posts       int           // at most so many over each connection; 0: as many as there is time for
+	Pause       time.Duration // between two of one connection
+}
+
+// posted is how it went.
+type posted struct {
+	N        int // events
+	Took     time.Duration
+	P50, P99 time.Duration // of a request
+	Failed   string
+}
+
+// post runs a poster to its end.
+func (p posting) post(t testing.TB) posted {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	args, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, string(args))
+	cmd.Env = append(os.Environ(), childVariable+"="+childPoster)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r posted
+	if err := json.Unmarshal(out, &r); err != nil {
+		t.Fatalf("the poster printed %q", out)
+	}
+	if r.Failed != "" {
+		t.Fatalf("the poster: %s", r.Failed)
+	}
+	return r
 }

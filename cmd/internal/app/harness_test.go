@@ -33,6 +33,8 @@ func TestMain(m *testing.M) {
 		os.Exit(gridfanChild())
 	case childReceivers:
 		os.Exit(receiversChild())
+	case childPoster:
+		os.Exit(posterChild())
 	}
 	os.Exit(m.Run())
 }

@@ -1,13 +1,17 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
+	"github.com/gridfan/gridfan/infra/broker"
 )
 
 func newStatus(env Env) *cobra.Command {
@@ -58,6 +62,14 @@ func writeStatus(env Env, s *admin.Status, now time.Time) error {
 	if d := s.Broker.Disk; d != nil {
 		fmt.Fprintf(env.Out, "disk: %s of %s free; %s are kept in reserve\n", size(d.Free), size(d.Total), size(d.Reserve))
 	}
+	if sp := s.Broker.Spool; sp != nil && sp.Active {
+		fmt.Fprintf(env.Out, "spool: %d events wait for the broker, %s of %s\n", sp.Waiting, size(sp.Bytes), size(uint64(sp.MaxBytes)))
+	}
+	known := s.Broker.Dedup
+	fmt.Fprintf(env.Out, "repeats of events of the last %s are recognised: %d known, %s of memory\n", roughly(now.Sub(known.Since)), known.IDs, size(uint64(known.Bytes)))
+	if known.Forgotten > 0 {
+		fmt.Fprintf(env.Out, "%d were forgotten early: raise storage.dedup.memory\n", known.Forgotten)
+	}
 	fmt.Fprintln(env.Out)
 
 	w := tabwriter.NewWriter(env.Out, 0, 0, 2, ' ', 0)
@@ -86,15 +98,63 @@ func writeStatus(env Env, s *admin.Status, now time.Time) error {
 	}
 	fmt.Fprintln(env.Out)
 	w = tabwriter.NewWriter(env.Out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "STREAM\tMESSAGES\tSIZE\tOF")
+	fmt.Fprintln(w, "STREAM\tMESSAGES\tSIZE\tOF\tFULL")
 	for _, u := range s.Broker.Streams {
-		limit := "the store's limit"
+		limit, full := "the store's limit", "-"
 		if u.MaxBytes > 0 {
-			limit = size(uint64(u.MaxBytes))
+			limit, full = size(uint64(u.MaxBytes)), fmt.Sprintf("%d %%", percent(u))
 		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", u.Stream, u.Messages, size(u.Bytes), limit)
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", u.Stream, u.Messages, size(u.Bytes), limit, full)
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if holders := whoHolds(s, now); holders != "" {
+		_, err := fmt.Fprintln(env.Out, "\n"+holders)
+		return err
+	}
+	return nil
+}
+
+func percent(u broker.StreamUse) int { return int(u.Bytes * 100 / uint64(u.MaxBytes)) }
+
+// fillingAt is the level from which status says who holds the space; the broker
+// reports the same one as storage.filling.
+const fillingAt = 70
+
+// whoHolds says who makes us keep what is in EVENTS, most first, and what to do
+// about it. It is empty while there is room.
+func whoHolds(s *admin.Status, now time.Time) string {
+	i := slices.IndexFunc(s.Broker.Streams, func(u broker.StreamUse) bool { return u.Stream == broker.StreamEvents })
+	if i < 0 || s.Broker.Streams[i].MaxBytes <= 0 || percent(s.Broker.Streams[i]) < fillingAt {
+		return ""
+	}
+	full := percent(s.Broker.Streams[i])
+	var holders []admin.Subscriber
+	for _, sub := range s.Subscribers {
+		if sub.Held != nil {
+			holders = append(holders, sub)
+		}
+	}
+	if len(holders) == 0 {
+		return fmt.Sprintf("EVENTS is %d %% full of what everybody has got; it is trimmed when room is short.", full)
+	}
+	slices.SortStableFunc(holders, func(a, b admin.Subscriber) int { return cmp.Compare(b.Held.Bytes, a.Held.Bytes) })
+	var lines strings.Builder
+	fmt.Fprintf(&lines, "EVENTS is %d %% full. It is held by:\n", full)
+	for _, sub := range holders {
+		name := sub.Definition.Name
+		fix := "see gridfan subscribers show " + name
+		switch sub.State {
+		case admin.Paused:
+			fix = "gridfan subscribers resume " + name
+		case admin.Parked:
+			fix = "declare it again, or gridfan subscribers delete " + name
+		}
+		fmt.Fprintf(&lines, "  %s  %s, its oldest event %s old: %s\n", name, size(uint64(sub.Held.Bytes)), roughly(now.Sub(sub.Held.Since)), fix)
+	}
+	lines.WriteString("Otherwise raise storage.maxBytes, lower their limits.backlog, or delete them.")
+	return lines.String()
 }
 
 // size writes a number of bytes as one would say it.

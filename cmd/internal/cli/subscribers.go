@@ -81,8 +81,8 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 }
 
 func newSubscribers(env Env) *cobra.Command {
-	return group(&cobra.Command{Use: "subscribers", Short: "List, show, pause, resume and delete subscribers", Aliases: []string{"subscriber"}},
-		newList(env), newShow(env), newPause(env, true), newPause(env, false), newDelete(env))
+	return group(&cobra.Command{Use: "subscribers", Short: "List, show, pause, resume and delete subscribers, and list what was shed", Aliases: []string{"subscriber"}},
+		newList(env), newShow(env), newPause(env, true), newPause(env, false), newShed(env), newDelete(env))
 }
 
 func newList(env Env) *cobra.Command {
@@ -166,6 +166,65 @@ func newPause(env Env, paused bool) *cobra.Command {
 	return c
 }
 
+func newShed(env Env) *cobra.Command {
+	var asJSON bool
+	var limit int
+	c := &cobra.Command{
+		Use: "shed NAME", Short: "List the events that were dropped for a subscriber to make room",
+		Long: `shed lists the events that a subscriber never got because the disk space was used
+up and storage.onFull is shed: newest first, with their place in the stream. They
+are gone; only their records are left.`,
+		Example: "  gridfan subscribers shed warehouse --limit 1000 --json",
+		Args:    exactly("NAME"),
+	}
+	client := adminFlags(c, env)
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().IntVar(&limit, "limit", 100, "list at most so many")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if limit < 1 {
+			return fmt.Errorf("--limit: want at least 1, got %d", limit)
+		}
+		s, err := client().Shed(cmd.Context(), args[0], limit)
+		if err != nil {
+			return failed(err)
+		}
+		if asJSON {
+			return printJSON(env.Out, s)
+		}
+		return failed(writeShed(env.Out, args[0], s, limit))
+	}
+	return c
+}
+
+func writeShed(out io.Writer, name string, s *admin.Shed, limit int) error {
+	since := s.Since.Local().Format(time.DateTime)
+	if len(s.Events) == 0 {
+		if s.Complete {
+			_, err := fmt.Fprintf(out, "No event of %s was shed since %s, where the records begin: each was delivered,\nis a dead letter, or waits. Events are shed only with storage.onFull: shed, when\nthe space is used up.\n", name, since)
+			return err
+		}
+		_, err := fmt.Fprintf(out, "No event of %s was shed since %s; there was no time to read older records.\n", name, since)
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "SHED AT\tSEQUENCE\tSUBJECT\tID")
+	for _, e := range s.Events {
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", e.Time.Local().Format(time.DateTime), e.Sequence, e.Subject, e.ID)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if !s.Complete {
+		more := "--limit shows more"
+		if len(s.Events) < limit {
+			more = "there was no time to read older records"
+		}
+		_, err := fmt.Fprintf(out, "\nSince %s; %s.\n", since, more)
+		return err
+	}
+	return nil
+}
+
 func newDelete(env Env) *cobra.Command {
 	var asJSON, discard bool
 	c := &cobra.Command{
@@ -212,13 +271,22 @@ func exactly(what string) cobra.PositionalArgs {
 // writeSubscribers prints the table that status and list share.
 func writeSubscribers(env Env, list []admin.Subscriber, now time.Time) error {
 	w := tabwriter.NewWriter(env.Out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "SUBSCRIBER\tPENDING\tRETRY\tDEAD\tDOING\tSUBJECTS")
+	fmt.Fprintln(w, "SUBSCRIBER\tPENDING\tRETRY\tDEAD\tHELD\tOLDEST\tDOING\tSUBJECTS")
 	for _, s := range list {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\t%s\n", s.Definition.Name,
-			s.Backlog.Pending, s.Backlog.Retry, s.Backlog.DeadLetters,
+		held, oldest := holding(s, now)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", s.Definition.Name,
+			s.Backlog.Pending, s.Backlog.Retry, s.Backlog.DeadLetters, held, oldest,
 			doing(s, now), strings.Join(s.Definition.Subjects, " "))
 	}
 	return w.Flush()
+}
+
+// holding tells how much of EVENTS a subscriber makes us keep, and since when.
+func holding(s admin.Subscriber, now time.Time) (held, oldest string) {
+	if s.Held == nil {
+		return "-", "-"
+	}
+	return size(uint64(s.Held.Bytes)), roughly(now.Sub(s.Held.Since))
 }
 
 // doing tells in words how a subscriber is doing.
@@ -289,8 +357,12 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 	row("pending", "%d", s.Backlog.Pending)
 	row("retry", "%d", s.Backlog.Retry)
 	row("dead letters", "%d", s.Backlog.DeadLetters)
+	if held, oldest := holding(s, now); s.Held != nil {
+		row("holds", "%s of EVENTS, its oldest undelivered event is %s old", held, oldest)
+	}
 	row("concurrency", "%d", d.Limits.Concurrency)
 	row("timeout", "%s", d.Limits.Timeout)
+	row("backlog", "%s, then dead letter", backlogLimit(d.Limits.Backlog))
 	var waits []string
 	for _, wait := range d.Retry.Schedule {
 		waits = append(waits, wait.String())
@@ -306,6 +378,17 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 		return err
 	}
 	return nil
+}
+
+func backlogLimit(b deliver.Backlog) string {
+	limit := "half of EVENTS"
+	if b.Bytes > 0 {
+		limit = b.Bytes.String()
+	}
+	if b.Age > 0 {
+		limit += " or " + b.Age.String()
+	}
+	return limit
 }
 
 // nextStep says what to do about a subscriber that needs something.

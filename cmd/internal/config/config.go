@@ -27,13 +27,18 @@ import (
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/retention"
 )
 
 // Config is a whole configuration file, validated and with its defaults set.
 type Config struct {
 	Listen      Listen
 	Broker      broker.Config
+	Retention   retention.Config
+	Spool       *broker.SpoolConfig // nil: none
+	Dedup       publish.Dedup
 	Sources     []ingress.Source      // at least one, sorted by name
 	Subscribers []registry.Definition // sorted by name; more can be added live
 

@@ -21,9 +21,11 @@ import (
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/auth"
 	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/schemas/custom"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/retention"
 	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
@@ -131,7 +133,7 @@ listen:
 broker:
   embedded: { dir: /var/lib/gridfan, listen: none }
   durability: barrier
-storage: { maxBytes: 2GB, onFull: reject }
+storage: { maxBytes: 2GB, replay: 12h, onFull: shed, dedup: { horizon: 48h, memory: 1GiB } }
 sources:
   prod:
     kind: fno
@@ -198,7 +200,7 @@ subscribers:
     deliver: { webhook: { url: "https://${env:HOST}/in?code=${env:CODE}&literal=$${x}", format: cloudevents-binary } }
     start: beginning
     ordering: none
-    limits: { concurrency: 3, timeout: 1m30s }
+    limits: { concurrency: 3, timeout: 1m30s, backlog: { age: 7d, bytes: 1GiB } }
     retry: { schedule: [ 1s, 1d ] }
     breaker: { failures: 7, openFor: 1s, maxOpenFor: 1h }
   audit:
@@ -214,6 +216,7 @@ broker:
   replicas: 3
   durability: sync-always
   monitoring: [ http://a:8222, http://b:8222 ]
+  spool: { dir: /var/spool/gridfan, maxBytes: 2GiB }
 sources: { prod: { kind: fno, push: { auth: none } } }
 `
 
@@ -246,6 +249,9 @@ func TestParse(t *testing.T) {
 				Admin:          "0.0.0.0:9001", AdminToken: secret.New("token-token-token"),
 			},
 			Broker: broker.Config{Dir: "/var/lib/gridfan", Listen: "none", Replicas: 1, Durability: broker.Barrier, MaxBytes: 2e9},
+			Dedup:  publish.Dedup{Horizon: 48 * time.Hour, Memory: 1 << 30},
+
+			Retention: retention.Config{Replay: deliver.Duration(12 * time.Hour), OnFull: retention.Shed},
 			Sources: []ingress.Source{{
 				Name: "files", Kind: "eventgrid", Environment: "files", Auth: auth.Config{None: true},
 				Origins: origins, Validation: "answer", Limits: limits(0),
@@ -318,7 +324,10 @@ func TestParse(t *testing.T) {
 				}},
 				Start: registry.Beginning,
 				Config: deliver.Config{
-					Limits:  deliver.Limits{Concurrency: 3, Timeout: deliver.Duration(90 * time.Second)},
+					Limits: deliver.Limits{
+						Concurrency: 3, Timeout: deliver.Duration(90 * time.Second),
+						Backlog: deliver.Backlog{Age: deliver.Duration(7 * 24 * time.Hour), Bytes: 1 << 30},
+					},
 					Retry:   deliver.Retry{Schedule: []deliver.Duration{deliver.Duration(time.Second), deliver.Duration(24 * time.Hour)}},
 					Breaker: deliver.Breaker{Failures: 7, OpenFor: deliver.Duration(time.Second), MaxOpenFor: deliver.Duration(time.Hour)},
 				},
@@ -331,6 +340,10 @@ func TestParse(t *testing.T) {
 				Replicas: 3, MaxBytes: broker.DefaultMaxBytes,
 				Durability: broker.SyncAlways, Monitoring: []string{"http://a:8222", "http://b:8222"},
 			},
+			Spool: &broker.SpoolConfig{Dir: "/var/spool/gridfan", MaxBytes: 2 << 30},
+			Dedup: publish.Dedup{Horizon: 24 * time.Hour, Memory: 512 << 20},
+
+			Retention: retention.Config{Replay: deliver.Duration(24 * time.Hour), OnFull: retention.Reject},
 			Sources: []ingress.Source{{
 				Name: "prod", Kind: "fno", Environment: "prod", Auth: auth.Config{None: true},
 				Origins: origins, Validation: "answer", Limits: limits(0),

@@ -3,7 +3,6 @@ package config
 import (
 	"cmp"
 	"fmt"
-	"math"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/retention"
 	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
@@ -69,10 +69,22 @@ func (d *decoder) config(root *value) *Config {
 			d.problem(embedded.at, embedded.path, "the embedded server and an external one (broker.url) exclude each other; remove one")
 		}
 	}
+	if spool := b.get("spool"); spool != nil {
+		c.Spool = &broker.SpoolConfig{Dir: d.text(spool.get("dir")), MaxBytes: d.size(spool.get("maxBytes"))}
+		d.validated(c.Spool.Validate(), root, "")
+		if b.get("url") == nil {
+			d.problem(spool.at, spool.path, "only an external server (broker.url) can be away; remove the key")
+		}
+	}
 	storage := root.get("storage")
+	c.Dedup.Horizon = d.duration(storage.get("dedup", "horizon")).Std()
+	c.Dedup.Memory = d.size(storage.get("dedup", "memory"))
+	d.validated(c.Dedup.Validate(), root, "")
 	c.Broker.MaxBytes = d.size(storage.get("maxBytes"))
-	d.choice(storage.get("onFull"), "reject")
 	d.validated(c.Broker.Validate(), root, "")
+	c.Retention.Replay = d.duration(storage.get("replay"))
+	c.Retention.OnFull = retention.Policy(d.choice(storage.get("onFull")))
+	d.validated(c.Retention.Validate(), root, "")
 
 	for _, f := range sorted(root.get("sources")) {
 		s := d.source(f)
@@ -191,6 +203,8 @@ func (d *decoder) subscriber(f *field) registry.Definition {
 	d.choice(v.get("ordering"), "none")
 	s.Limits.Concurrency = d.integer(v.get("limits", "concurrency"))
 	s.Limits.Timeout = d.duration(v.get("limits", "timeout"))
+	s.Limits.Backlog.Age = d.duration(v.get("limits", "backlog", "age"))
+	s.Limits.Backlog.Bytes = deliver.Size(d.size(v.get("limits", "backlog", "bytes")))
 	for _, item := range d.items(v.get("retry", "schedule")) {
 		s.Retry.Schedule = append(s.Retry.Schedule, d.duration(item))
 	}
@@ -458,28 +472,18 @@ func (d *decoder) duration(v *value) deliver.Duration {
 	return 0
 }
 
-// units are the accepted ones; powers of ten as on a disk's label, powers of
-// two as in memory.
-var units = map[string]int64{
-	"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
-	"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
-}
-
 func (d *decoder) size(v *value) int64 {
 	s, ok := d.quantity(v, "a size", "%B for bytes (units: B, KB, MB, GB, TB, KiB, MiB, GiB, TiB)")
 	if !ok {
 		return 0
 	}
-	unit := strings.TrimLeft(s, "0123456789")
-	factor := units[unit]
-	n, err := strconv.ParseInt(strings.TrimSuffix(s, unit), 10, 64)
-	switch {
-	case err != nil || factor == 0 || n > math.MaxInt64/factor:
-		d.problem(v.at, v.path, "%q is not a size: write a whole number with B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024), as in 8GiB", s)
+	switch n, err := deliver.ParseSize(s); {
+	case err != nil:
+		d.problem(v.at, v.path, "%s", err)
 	case n == 0:
 		d.problem(v.at, v.path, "want more than nothing; leave the key out for its default")
 	default:
-		return n * factor
+		return n
 	}
 	return 0
 }

@@ -24,7 +24,12 @@ var accepted = []string{
 	"broker.replicas",
 	"broker.durability",
 	"broker.monitoring",
+	"broker.spool.dir",
+	"broker.spool.maxBytes",
 	"storage.maxBytes",
+	"storage.dedup.horizon",
+	"storage.dedup.memory",
+	"storage.replay",
 	"storage.onFull",
 	"sources.<name>.kind",
 	"sources.<name>.environment",
@@ -77,6 +82,8 @@ var accepted = []string{
 	"subscribers.<name>.ordering",
 	"subscribers.<name>.limits.concurrency",
 	"subscribers.<name>.limits.timeout",
+	"subscribers.<name>.limits.backlog.age",
+	"subscribers.<name>.limits.backlog.bytes",
 	"subscribers.<name>.retry.schedule",
 	"subscribers.<name>.breaker.failures",
 	"subscribers.<name>.breaker.openFor",
@@ -89,7 +96,6 @@ var accepted = []string{
 var later = map[string]string{
 	"listen.admin.tls":   "TLS is not part of this version yet; keep the admin address on loopback or behind a proxy, and remove the key",
 	"listen.admin.entra": "sign-in with Entra is not part of this version yet; use listen.admin.token",
-	"storage.replay":     "a replay period is not part of this version yet; remove the key",
 
 	"sources.<name>.poll":                     "polling is not part of this version yet; remove the key",
 	"sources.<name>.reconcile":                "reconciliation is not part of this version yet; remove the key",
@@ -100,7 +106,6 @@ var later = map[string]string{
 	"subscribers.<name>.drain":                "draining is not part of this version yet; remove the key",
 	"subscribers.<name>.limits.rate":          "rate limits are not part of this version yet; remove the key",
 	"subscribers.<name>.limits.batch":         "batches are not part of this version yet; remove the key",
-	"subscribers.<name>.limits.backlog":       "backlog limits are not part of this version yet; remove the key",
 	"subscribers.<name>.retry.maxAge":         "a maximum age is not part of this version yet; the retry schedule says when an event is given up",
 	"subscribers.<name>.breaker.window":       "a failure window is not part of this version yet; the breaker counts failures in a row",
 	"subscribers.<name>.breaker.ratio":        "a failure ratio is not part of this version yet; the breaker counts failures in a row",
@@ -124,9 +129,6 @@ var later = map[string]string{
 
 // laterValues does the same for values of keys that are known.
 var laterValues = map[string]map[string]string{
-	"storage.onFull": {
-		"shed": "shedding is not part of this version yet; use reject, which makes senders keep their events",
-	},
 	"sources.<name>.pattern": {
 		"poll":   "polling is not part of this version yet; use push",
 		"hybrid": "polling is not part of this version yet; use push",

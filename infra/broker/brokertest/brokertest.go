@@ -6,10 +6,12 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 
 	"github.com/gridfan/gridfan/infra/broker"
 )
@@ -24,6 +26,13 @@ func New(t testing.TB) *broker.Broker {
 func Open(t testing.TB, dir string) *broker.Broker {
 	t.Helper()
 	return connect(t, broker.Config{Dir: dir, Listen: "none", MaxBytes: 1 << 30})
+}
+
+// OpenSmall does so with so little space, 64 MiB, that a test can fill it: EVENTS
+// gets 38 MiB of it, DEADLETTERS 9.
+func OpenSmall(t testing.TB, dir string) *broker.Broker {
+	t.Helper()
+	return connect(t, broker.Config{Dir: dir, Listen: "none", MaxBytes: 64 << 20})
 }
 
 func connect(t testing.TB, cfg broker.Config) *broker.Broker {
@@ -43,21 +52,70 @@ func connect(t testing.TB, cfg broker.Config) *broker.Broker {
 // run them, and connects to it as to any external one.
 func NewExternal(t testing.TB, maxPayload int32) *broker.Broker {
 	t.Helper()
-	return connect(t, broker.Config{URL: newServer(t, maxPayload), MaxBytes: 1 << 30})
+	s := &Server{t: t, dir: t.TempDir(), maxPayload: maxPayload, port: server.RANDOM_PORT}
+	s.Start()
+	return s.Connect()
 }
 
-// NewServer starts a plain NATS server, as operators run them, and gives its
-// URL.
-func NewServer(t testing.TB) string {
+// Server is a plain NATS server, as operators run them, that can be stopped and
+// started again.
+type Server struct {
+	t          testing.TB
+	dir        string
+	maxPayload int32
+	port       int
+	s          *server.Server
+}
+
+// NewServer starts one that ends with the test.
+func NewServer(t testing.TB) *Server {
 	t.Helper()
-	return newServer(t, broker.MaxPayload)
+	s := &Server{t: t, dir: t.TempDir(), maxPayload: broker.MaxPayload, port: server.RANDOM_PORT}
+	s.Start()
+	return s
 }
 
-func newServer(t testing.TB, maxPayload int32) (url string) {
+// URL is where it can be reached, also after it was started again.
+func (s *Server) URL() string { return s.s.ClientURL() }
+
+// Start starts it on the store and at the address it had before.
+func (s *Server) Start() {
+	s.t.Helper()
+	var err error
+	s.s, err = server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: s.port, JetStream: true, StoreDir: s.dir, SyncAlways: true,
+		MaxPayload: s.maxPayload, NoSigs: true, NoLog: true,
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.s.Start()
+	s.t.Cleanup(s.Stop)
+	if !s.s.ReadyForConnections(10 * time.Second) {
+		s.t.Fatal("the server does not start")
+	}
+	s.port = s.s.Addr().(*net.TCPAddr).Port
+}
+
+// Stop stops it. It can be called again.
+func (s *Server) Stop() {
+	s.s.Shutdown()
+	s.s.WaitForShutdown()
+}
+
+// Connect reaches it as gridfan reaches an external server.
+func (s *Server) Connect() *broker.Broker {
+	s.t.Helper()
+	return connect(s.t, broker.Config{URL: s.URL(), MaxBytes: 1 << 30})
+}
+
+// InProcess starts a plain server on a store, which syncs each message or leaves
+// that to the system, and connects to it without a socket: what gridfan's own
+// server is compared with.
+func InProcess(t testing.TB, dir string, syncAlways bool) *nats.Conn {
 	t.Helper()
 	s, err := server.NewServer(&server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(),
-		MaxPayload: maxPayload, NoSigs: true, NoLog: true,
+		DontListen: true, JetStream: true, StoreDir: dir, SyncAlways: syncAlways, NoSigs: true, NoLog: true,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -67,5 +125,35 @@ func newServer(t testing.TB, maxPayload int32) (url string) {
 	if !s.ReadyForConnections(10 * time.Second) {
 		t.Fatal("the server does not start")
 	}
-	return s.ClientURL()
+	nc, err := nats.Connect("", nats.InProcessServer(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+// NewSpool opens a spool in a folder.
+func NewSpool(t testing.TB, dir string) *broker.Broker {
+	t.Helper()
+	return newSpool(t, broker.SpoolConfig{Dir: dir})
+}
+
+// NewSmallSpool opens one that is soon full.
+func NewSmallSpool(t testing.TB, dir string) *broker.Broker {
+	t.Helper()
+	return newSpool(t, broker.SpoolConfig{Dir: dir, MaxBytes: 64 << 20})
+}
+
+func newSpool(t testing.TB, cfg broker.SpoolConfig) *broker.Broker {
+	t.Helper()
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := broker.OpenSpool(context.Background(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return b
 }

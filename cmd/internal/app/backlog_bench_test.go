@@ -1,0 +1,83 @@
+//go:build unix
+
+package app_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gridfan/gridfan/cmd/internal/admin"
+)
+
+// BenchmarkBacklog shows what a long outage of a subscriber costs: how long a
+// start takes with so many events stored and undelivered, the memory after it,
+// and how fast the first ones are delivered then.
+func BenchmarkBacklog(b *testing.B) {
+	const drained = 20_000
+	for _, n := range []int{drained, 200_000, 1_000_000} {
+		b.Run(fmt.Sprint("events=", n), func(b *testing.B) {
+			for b.Loop() {
+				r := startReceivers(b)
+				dir := b.TempDir()
+				file := filepath.Join(dir, "gridfan.yaml")
+				config := configuration(filepath.Join(dir, "data"), sources, "subscribers:\n"+binary("late", "http://"+r.addr+"/ok/late", ""))
+				if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+					b.Fatal(err)
+				}
+				c := startChild(b, childGridfan, file)
+				api := &admin.Client{URL: "http://" + c.addresses.Admin}
+				if _, err := api.SetPaused(b.Context(), "late", true); err != nil {
+					b.Fatal(err)
+				}
+				const connections, perPost = 16, 100
+				p := posting{
+					URL: "http://" + c.addresses.Public + "/ingress/eg", Connections: connections, PerPost: perPost,
+					For: time.Hour, Posts: n / connections / perPost,
+				}
+				if got := p.post(b); got.N < n-connections*perPost {
+					b.Fatalf("only %d events were posted", got.N)
+				}
+				for _, how := range []string{"stop", "kill"} {
+					if how == "kill" {
+						c.kill()
+					} else {
+						c.end()
+					}
+					began := time.Now()
+					c = startChild(b, childGridfan, file)
+					answers(b, c.addresses.Public)
+					b.ReportMetric(ms(time.Since(began)), "start-after-"+how+"-ms")
+				}
+				b.ReportMetric(resident(b, c.cmd.Process.Pid), "rss-MiB")
+				api = &admin.Client{URL: "http://" + c.addresses.Admin}
+				began := time.Now()
+				if _, err := api.SetPaused(b.Context(), "late", false); err != nil {
+					b.Fatal(err)
+				}
+				f := r.await(drained - connections*perPost)
+				b.ReportMetric(float64(f.N)/time.Since(began).Seconds(), "drained/s")
+				c.kill()
+			}
+		})
+	}
+}
+
+// resident is a process's memory in MiB; 0 where the system does not tell.
+func resident(b *testing.B, pid int) float64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(status), "VmRSS:")
+	kib, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+	n, err := strconv.Atoi(kib)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return float64(n) / 1024
+}

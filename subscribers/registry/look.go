@@ -1,0 +1,204 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/gridfan/gridfan/subscribers/deliver"
+)
+
+// Look is what EVENTS holds and what each subscriber has got of it.
+type Look struct {
+	Space
+	Positions []Position // by name
+}
+
+// Position is where one subscriber stands in EVENTS.
+type Position struct {
+	Entry
+	Pending int // never tried, or being tried
+	// Got is the sequence up to which it has everything, or did not want it.
+	Got uint64
+	// Held is what it makes us keep; nil when it has got everything.
+	Held *Held
+}
+
+// Held is the part of EVENTS that one subscriber makes us keep.
+type Held struct {
+	// Sequence is its oldest event that it has not got, Since when that was
+	// stored.
+	Sequence uint64    `json:"sequence"`
+	Since    time.Time `json:"since"`
+	// Bytes estimates the space from that event on, whoever else's events are
+	// in it: they can't be trimmed before.
+	Bytes int64 `json:"bytes"`
+}
+
+// oldest remembers a search: the first event of a subscriber from one sequence
+// on. It holds until the cursor has passed it.
+type oldest struct {
+	created  time.Time // the subscriber
+	stream   time.Time
+	subjects []string
+	from     uint64
+	sequence uint64 // 0: there is none up to through
+	through  uint64
+	since    time.Time
+}
+
+// Look asks the server for everything that trimming depends on, in this order:
+// the end of the stream, who there is, how far each has come. Whoever is added
+// meanwhile begins behind that end, and what a quiet subscriber is said to have
+// ends there.
+//
+// It takes one list of the subscribers, one of the cursors, and a small request
+// for each subscriber whose oldest event has changed.
+func (r *Registry) Look(ctx context.Context) (Look, error) {
+	space, err := r.Space(ctx)
+	if err != nil {
+		return Look{}, err
+	}
+	l := Look{Space: space}
+	entries, err := r.List(ctx)
+	if err != nil {
+		return l, err
+	}
+	cursors := map[string]*jetstream.ConsumerInfo{}
+	list := space.stream.ListConsumers(ctx)
+	for info := range list.Info() {
+		cursors[info.Name] = info
+	}
+	if err := list.Err(); err != nil {
+		return l, err
+	}
+	for _, e := range entries {
+		p, err := r.position(ctx, space, e, cursors[e.Definition.Name])
+		if err != nil {
+			return l, err
+		}
+		l.Positions = append(l.Positions, p)
+	}
+	r.forget(entries)
+	return l, nil
+}
+
+func (r *Registry) position(ctx context.Context, s Space, e Entry, cursor *jetstream.ConsumerInfo) (Position, error) {
+	p := Position{Entry: e}
+	from := e.StartSequence
+	if cursor != nil {
+		p.Pending = int(cursor.NumPending) + cursor.NumAckPending
+		if p.Pending == 0 {
+			// A quiet subscriber's cursor stands still.
+			p.Got = s.Last
+			return p, nil
+		}
+		from = max(from, cursor.AckFloor.Stream+1)
+		if cursor.NumAckPending == 0 {
+			from = max(from, cursor.Delivered.Stream+1)
+		}
+	}
+	o, err := r.oldest(ctx, s, e, max(from, s.First, 1))
+	if err != nil {
+		return p, err
+	}
+	if o.sequence == 0 {
+		p.Got = s.Last // what is pending came after the look
+		return p, nil
+	}
+	p.Got = o.sequence - 1
+	p.Held = &Held{Sequence: o.sequence, Since: o.since, Bytes: s.From(o.sequence)}
+	return p, nil
+}
+
+// oldest finds a subscriber's first event from a sequence on.
+func (r *Registry) oldest(ctx context.Context, s Space, e Entry, from uint64) (oldest, error) {
+	name := e.Definition.Name
+	subjects := deliver.MinimiseSubjects(e.Definition.Subjects)
+	r.mu.Lock()
+	o, ok := r.found[name]
+	r.mu.Unlock()
+	if ok && o.created.Equal(e.Created) && o.stream.Equal(s.created) && slices.Equal(o.subjects, subjects) && o.from <= from &&
+		(from <= o.sequence || o.sequence == 0 && o.through == s.Last) {
+		return o, nil
+	}
+	o = oldest{created: e.Created, stream: s.created, subjects: subjects, from: from, through: s.Last}
+	for _, subject := range subjects {
+		sequence, since, ok, err := s.Next(ctx, from, subject)
+		if err != nil {
+			return o, err
+		}
+		if ok && sequence <= s.Last && (o.sequence == 0 || sequence < o.sequence) {
+			o.sequence, o.since = sequence, since
+		}
+	}
+	r.mu.Lock()
+	r.found[name] = o
+	r.mu.Unlock()
+	return o, nil
+}
+
+// forget drops what is known of subscribers that are gone.
+func (r *Registry) forget(entries []Entry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name := range r.found {
+		if !slices.ContainsFunc(entries, func(e Entry) bool { return e.Definition.Name == name }) {
+			delete(r.found, name)
+		}
+	}
+}
+
+// State is a subscriber with all that it has not got.
+type State struct {
+	Entry
+	Backlog Backlog
+	Held    *Held // nil: nothing
+}
+
+// State tells of one subscriber.
+func (r *Registry) State(ctx context.Context, e Entry) (State, error) {
+	st := State{Entry: e}
+	space, err := r.Space(ctx)
+	if err != nil {
+		return st, err
+	}
+	var cursor *jetstream.ConsumerInfo
+	c, err := space.stream.Consumer(ctx, e.Definition.Name)
+	switch {
+	case err == nil:
+		cursor = c.CachedInfo()
+	case !errors.Is(err, jetstream.ErrConsumerNotFound):
+		return st, err
+	}
+	p, err := r.position(ctx, space, e, cursor)
+	if err != nil {
+		return st, err
+	}
+	st.Held = p.Held
+	st.Backlog, err = r.Backlog(ctx, e.Definition.Name)
+	return st, err
+}
+
+// States tells of all subscribers, in a handful of requests however many there
+// are, sorted by name.
+func (r *Registry) States(ctx context.Context) ([]State, error) {
+	look, err := r.Look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	counts, err := r.counts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	states := make([]State, 0, len(look.Positions))
+	for _, p := range look.Positions {
+		b := counts[p.Definition.Name]
+		b.Pending = p.Pending
+		states = append(states, State{p.Entry, b, p.Held})
+	}
+	return states, nil
+}
