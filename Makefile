@@ -76,8 +76,9 @@ golden: ## rewrite golden files; review the diff
 run: build ## start everything locally with a simulated Dynamics estate
 	bin/gridfan dev
 
-bench: ## each benchmark of the whole program once
-	go test -run='^$$' -bench=. -benchtime=1x ./cmd/internal/app
+bench: ## each benchmark of the whole program once, and look-ups among ids
+	go test -run='^$$' -bench=. -benchtime=1x -timeout 30m ./cmd/internal/app
+	go test -run='^$$' -bench='Lookup|Open' ./router/dedup
 
 bicep: ## compile and lint the templates; needs the Bicep CLI
 	@command -v bicep >/dev/null || { echo "make bicep: the Bicep CLI is missing; see https://aka.ms/bicep-install" >&2; exit 1; }

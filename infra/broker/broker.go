@@ -70,7 +70,9 @@ func open(ctx context.Context, b *Broker) (*Broker, error) {
 // there yet.
 func away(err error) bool {
 	var dial *net.OpError
-	return errors.As(err, &dial) || errors.Is(err, nats.ErrNoServers) || errors.Is(err, nats.ErrTimeout) ||
+	var api *jetstream.APIError
+	const noLeader = 10008 // JetStream system temporarily unavailable (nats-server v2.15.2, server/errors.json)
+	return errors.As(err, &dial) || errors.As(err, &api) && api.ErrorCode == noLeader || errors.Is(err, nats.ErrNoServers) || errors.Is(err, nats.ErrTimeout) ||
 		errors.Is(err, nats.ErrNoResponders) || errors.Is(err, context.DeadlineExceeded)
 }
 

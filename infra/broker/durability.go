@@ -138,7 +138,8 @@ func syncsAlways(ctx context.Context, url string) (bool, error) {
 // Durability tells what an accepted event can rely on.
 func (b *Broker) Durability() Durability { return b.durability }
 
-// Epoch is to be taken before something is written, and given to Durable after.
+// Epoch is to be taken before something is read or written, and given to
+// Durable after.
 func (b *Broker) Epoch() uint64 {
 	if b.barrier == nil {
 		return 0
@@ -159,6 +160,38 @@ func (b *Broker) Durable(ctx context.Context, epoch, through uint64) error {
 		b.mark.advance(through)
 	}
 	return nil
+}
+
+// A Write is under way from Begin to End. The syncs of others wait a moment for
+// it, so that it can share one.
+type Write struct {
+	b     *Broker
+	epoch uint64
+	ended bool
+}
+
+// Begin says that the caller is about to write. The caller calls End.
+func (b *Broker) Begin() *Write {
+	w := &Write{b: b}
+	if b.barrier != nil {
+		w.epoch = b.barrier.begin()
+	}
+	return w
+}
+
+// Durable is Broker.Durable for what was written since Begin.
+func (w *Write) Durable(ctx context.Context, through uint64) error {
+	w.End()
+	return w.b.Durable(ctx, w.epoch, through)
+}
+
+// End says that nothing more is written. It can be called again, but not by two
+// at once.
+func (w *Write) End() {
+	if !w.ended && w.b.barrier != nil {
+		w.b.barrier.leave()
+	}
+	w.ended = true
 }
 
 // DurableThrough is a sequence up to which EVENTS is known to be on disk. What

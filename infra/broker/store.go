@@ -39,11 +39,12 @@ func (b *Broker) Store(ctx context.Context, js jetstream.JetStream, m *nats.Msg)
 // Change makes one change on the server, such as a key of a bucket or a stream,
 // and returns when it is durable.
 func (b *Broker) Change(ctx context.Context, change func() error) error {
-	epoch := b.Epoch()
+	w := b.Begin()
+	defer w.End()
 	if err := change(); err != nil {
 		return err
 	}
-	return b.Durable(ctx, epoch, 0)
+	return w.Durable(ctx, 0)
 }
 
 // JetStream's codes for a message that was not stored (nats-server v2.15.2,

@@ -189,10 +189,12 @@ func (s *source) enter(ctx context.Context) (leave func(), err error) {
 		// 429 would do for Event Grid; Dataverse repeats only 502 to 504.
 		return nil, retryLater("rate-limit", "this source sends more than its limit; send it again", 5*time.Second)
 	}
-	wait, cancel := context.WithTimeout(ctx, maxEntryWait)
-	defer cancel()
-	if s.slots.Acquire(wait, 1) != nil {
-		return nil, retryLater("overloaded", "too many requests of this source are under way; send it again", 5*time.Second)
+	if !s.slots.TryAcquire(1) {
+		wait, cancel := context.WithTimeout(ctx, maxEntryWait)
+		defer cancel()
+		if s.slots.Acquire(wait, 1) != nil {
+			return nil, retryLater("overloaded", "too many requests of this source are under way; send it again", 5*time.Second)
+		}
 	}
 	return func() { s.slots.Release(1) }, nil
 }

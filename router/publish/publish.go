@@ -208,7 +208,8 @@ func (p *Publisher) publish(ctx context.Context, t *target, o Origin, results []
 	if err := t.broker.Room(); err != nil {
 		return nil, t.failure(err)
 	}
-	epoch := t.broker.Epoch()
+	write := t.broker.Begin()
+	defer write.End()
 	var last uint64
 	statuses := make([]Status, 0, len(results))
 	stored := make([]outgoing, 0, len(results))
@@ -223,7 +224,7 @@ func (p *Publisher) publish(ctx context.Context, t *target, o Origin, results []
 		last = max(last, through)
 		results = results[n:]
 	}
-	if err := t.broker.Durable(ctx, epoch, last); err != nil {
+	if err := write.Durable(ctx, last); err != nil {
 		return nil, t.failure(err)
 	}
 	for i := range stored {
@@ -263,11 +264,6 @@ func (p *Publisher) publishSlice(ctx context.Context, t *target, o Origin, resul
 // more than its share waits for itself; the first slice of a request is turned
 // away when it would wait for long.
 func (p *Publisher) acquire(ctx context.Context, source string, n int64, first bool) (release func(), err error) {
-	if first {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, maxQueueWait)
-		defer cancel()
-	}
 	p.mu.Lock()
 	own := p.shares[source]
 	if own == nil {
@@ -275,6 +271,18 @@ func (p *Publisher) acquire(ctx context.Context, source string, n int64, first b
 		p.shares[source] = own
 	}
 	p.mu.Unlock()
+	release = func() { p.slots.Release(n); own.Release(n) }
+	if own.TryAcquire(n) {
+		if p.slots.TryAcquire(n) {
+			return release, nil
+		}
+		own.Release(n)
+	}
+	if first {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, maxQueueWait)
+		defer cancel()
+	}
 	if own.Acquire(ctx, n) != nil {
 		return nil, ErrOverloaded
 	}
@@ -282,7 +290,7 @@ func (p *Publisher) acquire(ctx context.Context, source string, n int64, first b
 		own.Release(n)
 		return nil, ErrOverloaded
 	}
-	return func() { p.slots.Release(n); own.Release(n) }, nil
+	return release, nil
 }
 
 // prepare decides what one result becomes: nothing, a duplicate, an event, or an

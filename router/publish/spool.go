@@ -269,11 +269,12 @@ func (s *spool) bring(ctx context.Context, msgs []jetstream.Msg) error {
 		w.msg = &nats.Msg{Subject: m.Subject(), Header: h, Data: m.Data()}
 	}
 	t := s.p.main
-	epoch := t.broker.Epoch()
+	write := t.broker.Begin()
+	defer write.End()
 	if err := t.sendAll(ctx, out); err != nil {
 		return err
 	}
-	if err := t.broker.Durable(ctx, epoch, 0); err != nil {
+	if err := write.Durable(ctx, 0); err != nil {
 		return err
 	}
 	now := time.Now()

@@ -4,6 +4,7 @@ package app_test
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,7 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/gridfan/gridfan/cmd/internal/admin"
+	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/router/dedup"
 )
 
 // BenchmarkBacklog shows what a long outage of a subscriber costs: how long a
@@ -64,6 +70,64 @@ func BenchmarkBacklog(b *testing.B) {
 				c.kill()
 			}
 		})
+	}
+}
+
+// BenchmarkManyIDs shows what ten million events inside the dedup horizon cost: the
+// memory of the index, and how long a start takes with it.
+func BenchmarkManyIDs(b *testing.B) {
+	const n = 10_000_000
+	for b.Loop() {
+		dir := b.TempDir()
+		data, file := filepath.Join(dir, "data"), filepath.Join(dir, "gridfan.yaml")
+		if err := os.WriteFile(file, []byte(configuration(data, sources)), 0o600); err != nil {
+			b.Fatal(err)
+		}
+		c := startChild(b, childGridfan, file)
+		mustPost(b, c.addresses.Public, "fo", businessEvent(stamped()))
+		nc, err := nats.Connect(c.addresses.NATS)
+		if err != nil {
+			b.Fatal(err)
+		}
+		js, err := jetstream.New(nc)
+		if err != nil {
+			b.Fatal(err)
+		}
+		s, err := js.Stream(b.Context(), broker.StreamEvents)
+		if err != nil {
+			b.Fatal(err)
+		}
+		created := s.CachedInfo().Created
+		nc.Close()
+		c.end()
+
+		// As if they had been published over the last hours and trimmed since.
+		x, err := dedup.Open(dedup.Config{Dir: filepath.Join(data, "dedup")},
+			dedup.Stream{ID: created.UTC().Format(time.RFC3339Nano), Last: 1}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			b.Fatal(err)
+		}
+		began := time.Now()
+		for i := range n {
+			x.Add(1, dedup.KeyOf(strconv.Itoa(i), "d"), began.Add(-time.Duration(i%80_000)*time.Second))
+		}
+		if err := x.Close(); err != nil {
+			b.Fatal(err)
+		}
+		began = time.Now()
+		c = startChild(b, childGridfan, file)
+		answers(b, c.addresses.Public)
+		b.ReportMetric(ms(time.Since(began)), "start-ms")
+		st, err := (&admin.Client{URL: "http://" + c.addresses.Admin}).Status(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		if st.Broker.Dedup.IDs < n*99/100 {
+			b.Fatalf("only %d ids are known after the start", st.Broker.Dedup.IDs)
+		}
+		b.ReportMetric(float64(st.Broker.Dedup.Bytes)/float64(st.Broker.Dedup.IDs), "bytes/id")
+		b.ReportMetric(resident(b, c.cmd.Process.Pid), "rss-MiB")
+		c.kill()
 	}
 }
 

@@ -223,7 +223,6 @@ func posterChild() int {
 					return
 				}
 				mine = append(mine, time.Since(began))
-				time.Sleep(p.Pause) // sleep: the pace that was asked for
 			}
 			mu.Lock()
 			took = append(took, mine...)
@@ -275,8 +274,7 @@ type posting struct {
 	Connections int
 	PerPost     int
 	For         time.Duration
-	Posts       int           // at most so many over each connection; 0: as many as there is time for
-	Pause       time.Duration // between two of one connection
+	Posts       int // at most so many over each connection; 0: as many as there is time for
 }
 
 // posted is how it went.

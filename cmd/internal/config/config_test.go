@@ -228,7 +228,7 @@ func TestParse(t *testing.T) {
 	}
 	origins := []string{ingress.DefaultOrigin}
 	limits := func(rate float64) ingress.Limits {
-		return ingress.Limits{Body: 4 << 20, Rate: rate, Concurrency: 64}
+		return ingress.Limits{Body: 4 << 20, Rate: rate, Concurrency: 256}
 	}
 	networks := func(list ...string) []netip.Prefix {
 		var all []netip.Prefix

@@ -50,7 +50,7 @@ func NewCluster(t testing.TB) *Cluster {
 	return c
 }
 
-// start starts the servers and waits until they have elected a leader.
+// start starts the servers and waits until a leader knows all of them.
 func (c *Cluster) start() {
 	c.t.Helper()
 	for i, o := range c.options {
@@ -70,7 +70,7 @@ func (c *Cluster) start() {
 	defer tick.Stop()
 	for deadline := time.Now().Add(time.Minute); ; <-tick.C {
 		for _, s := range c.servers {
-			if s.JetStreamIsLeader() {
+			if s.JetStreamIsLeader() && len(s.JetStreamClusterPeers()) == len(c.servers) {
 				return
 			}
 		}
