@@ -25,7 +25,7 @@ import (
 // and how fast the first ones are delivered then.
 func BenchmarkBacklog(b *testing.B) {
 	const drained = 20_000
-	for _, n := range []int{drained, 200_000, 1_000_000} {
+	for _, n := range []int{drained, 1_000_000} {
 		b.Run(fmt.Sprint("events=", n), func(b *testing.B) {
 			for b.Loop() {
 				r := startReceivers(b)
@@ -48,6 +48,9 @@ func BenchmarkBacklog(b *testing.B) {
 				if got := p.post(b); got.N < n-connections*perPost {
 					b.Fatalf("only %d events were posted", got.N)
 				}
+				// At a start the broker reads what came within its window, and
+				// a backlog does not come within two minutes.
+				time.Sleep(broker.DedupWindow + 5*time.Second) // sleep: until that is over
 				for _, how := range []string{"stop", "kill"} {
 					if how == "kill" {
 						c.kill()
