@@ -411,3 +411,63 @@ func TestSpoiltFilesAreRestored(t *testing.T) {
 		t.Errorf("without its state the consumer has %d to come, want 3", n)
 	}
 }
+
+// A power cut can also spoil a block of messages that the server has just
+// written anew. What was there before is put back.
+func TestSpoiltBlockIsRestored(t *testing.T) {
+	dir := t.TempDir()
+	b := brokertest.Open(t, dir)
+	mustAccept(t, b, "a", "b", "c")
+	links := filepath.Join(dir, broker.LinksName)
+	linked := func() bool {
+		names, err := filepath.Glob(filepath.Join(links, "*"+broker.StreamEvents+"-1.blk"))
+		return err == nil && len(names) == 1
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); !linked(); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatal("the block has no second name")
+		}
+	}
+	b.Close()
+	block := filepath.Join(dir, "jetstream", "$G", "streams", broker.StreamEvents, "msgs", "1.blk")
+	info, err := os.Stat(block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, spoilt := range [][]byte{nil, make([]byte, info.Size())} {
+		// As the server does it: a new file renamed over the old one.
+		if err := os.WriteFile(block+".tmp", spoilt, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(block+".tmp", block); err != nil {
+			t.Fatal(err)
+		}
+		b = brokertest.Open(t, dir)
+		if s := events(t, b); s.Msgs != 3 || s.LastSeq != 3 {
+			t.Errorf("%d events through %d, want 3", s.Msgs, s.LastSeq)
+		}
+		b.Close()
+	}
+	// One that was written anew and is whole stays, and what is gone lets go.
+	b = brokertest.Open(t, dir)
+	s, err := b.JetStream().Stream(t.Context(), broker.StreamEvents)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); linked(); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatal("a block that is gone keeps its second name")
+		}
+	}
+	mustAccept(t, b, "d")
+	b.Close()
+	b = brokertest.Open(t, dir)
+	if s := events(t, b); s.Msgs != 1 || s.LastSeq != 4 {
+		t.Errorf("%d events through %d, want the last of 4", s.Msgs, s.LastSeq)
+	}
+}

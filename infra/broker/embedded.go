@@ -21,8 +21,9 @@ type node struct {
 	dir  string
 	lock *dirLock // held as long as the node is ours
 	opts server.Options
-	// states are restored before each start.
+	// These are restored before each start.
 	states states
+	blocks blocks
 
 	mu  sync.Mutex     // guards srv
 	srv *server.Server // nil while there is none
@@ -45,7 +46,7 @@ func newNode(cfg Config, log *slog.Logger) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &node{log: log, dir: dir, lock: lock, states: states{dir: dir}, opts: server.Options{
+	n := &node{log: log, dir: dir, lock: lock, states: states{dir: dir}, blocks: blocks{dir}, opts: server.Options{
 		ServerName:             "gridfan",
 		StoreDir:               dir,
 		JetStream:              true,
@@ -101,7 +102,7 @@ func (n *node) listen(configured string) error {
 
 // start runs a server and waits until it answers.
 func (n *node) start() error {
-	if err := n.states.restore(n.log); err != nil {
+	if err := errors.Join(n.states.restore(n.log), n.blocks.restore(n.log)); err != nil {
 		return err
 	}
 	opts := n.opts.Clone()

@@ -21,3 +21,6 @@ const MarkName = markName
 
 // StatesName is the file with copies of the server's small files.
 const StatesName = statesName
+
+// LinksName is the folder with second names of blocks.
+const LinksName = linksName

@@ -154,6 +154,7 @@ func (b *Broker) supervise() {
 	defer look.Stop()
 	alarm := time.NewTicker(alarmEvery)
 	defer alarm.Stop()
+	said := ""
 	for {
 		select {
 		case <-b.watch.ctx.Done():
@@ -169,8 +170,12 @@ func (b *Broker) supervise() {
 			if err := b.frozen(); err != nil {
 				b.reopen(err)
 			}
-			if err := b.node.states.keep(); err != nil {
-				b.log.Warn("copies of the server's files", "error", err)
+			if b.barrier != nil { // else the server syncs before it renames
+				err := errors.Join(b.node.states.keep(), b.node.blocks.keep())
+				if err != nil && err.Error() != said {
+					said = err.Error() // not every second
+					b.log.Warn("no copies of the server's files, so a power cut may spoil some", "error", err)
+				}
 			}
 		case <-alarm.C:
 			b.alarm()
