@@ -24,3 +24,6 @@ const StatesName = statesName
 
 // LinksName is the folder with second names of blocks.
 const LinksName = linksName
+
+// Alarm looks at the fill levels now.
+func Alarm(b *Broker) { b.alarm() }

@@ -333,13 +333,20 @@ func (b *Broker) alarm() {
 			b.level(u.Stream, u.Bytes, uint64(u.MaxBytes))
 		}
 	}
-	if b.node != nil {
-		// Of what may be used: the reserve is not.
-		s := b.Space()
-		if s.Total > s.Reserve {
-			b.level("disk", s.Total-min(s.Total, s.Free), s.Total-s.Reserve)
-		}
+	if b.node == nil {
+		return
 	}
+	// The disk counts where it has less room than storage.maxBytes.
+	var used uint64
+	for _, u := range use {
+		used += u.Bytes
+	}
+	s := b.Space()
+	room := used + s.Free - min(s.Free, s.Reserve)
+	if room >= uint64(b.cfg.MaxBytes) {
+		used = 0
+	}
+	b.level("disk", used, max(room, 1))
 }
 
 // level reports when what fills up passes a level. It must fall five per cent

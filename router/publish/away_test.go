@@ -21,6 +21,15 @@ func keyed(key, id string) event.Result {
 	return r
 }
 
+// batchOf is the nth batch of a key's events, numbered on.
+func batchOf(key, n, size int) []event.Result {
+	var batch []event.Result
+	for i := range size {
+		batch = append(batch, keyed(fmt.Sprint("k", key), fmt.Sprintf("k%d-%d", key, n*size+i)))
+	}
+	return batch
+}
+
 // inOrder reads EVENTS and wants the ids of each key in the order of their
 // numbers, each once, and says how many there are.
 func inOrder(t *testing.T, b *broker.Broker) int {
@@ -54,10 +63,7 @@ func TestBrokerRestarts(t *testing.T) {
 	for k := range keys {
 		wg.Go(func() {
 			for n := range batches {
-				var batch []event.Result
-				for i := range perBatch {
-					batch = append(batch, keyed(fmt.Sprint("k", k), fmt.Sprintf("k%d-%d", k, n*perBatch+i)))
-				}
+				batch := batchOf(k, n, perBatch)
 				for {
 					_, err := p.Publish(t.Context(), origin("prod", "env"), batch)
 					if err == nil {
@@ -99,10 +105,7 @@ func TestClusterLosesLeader(t *testing.T) {
 	for k := range keys {
 		wg.Go(func() {
 			for n := range batches {
-				var batch []event.Result
-				for i := range perBatch {
-					batch = append(batch, keyed(fmt.Sprint("k", k), fmt.Sprintf("k%d-%d", k, n*perBatch+i)))
-				}
+				batch := batchOf(k, n, perBatch)
 				if _, err := p.Publish(t.Context(), origin("prod", "env"), batch); err != nil {
 					t.Error(err) // an election is waited for
 					return
