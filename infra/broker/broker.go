@@ -58,7 +58,7 @@ func open(ctx context.Context, b *Broker) (*Broker, error) {
 	b.watch.init()
 	if err := b.open(ctx); err != nil {
 		b.Close()
-		if b.node == nil && away(err) {
+		if b.cfg.URL != "" && away(err) {
 			err = fmt.Errorf("%w: %w", ErrAway, err)
 		}
 		return nil, err
