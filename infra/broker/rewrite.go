@@ -50,11 +50,17 @@ func rewriteFile(path string, info fs.FileInfo) error {
 		return err
 	}
 	defer from.Close()
-	to, err := os.OpenFile(path+".rewrite", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, info.Mode().Perm())
+	return replaceFile(path, from, info.Mode().Perm())
+}
+
+// replaceFile puts new content in the place of a file. The content is on disk
+// before its name is, and both are when it returns.
+func replaceFile(path string, content io.Reader, perm fs.FileMode) error {
+	to, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, perm)
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(to, from)
+	_, err = io.Copy(to, content)
 	err = errors.Join(err, to.Sync(), to.Close())
 	if err == nil {
 		err = os.Rename(to.Name(), path)

@@ -127,7 +127,7 @@ func (s *states) keep() error {
 	if err != nil {
 		return err
 	}
-	if err := writeSynced(filepath.Join(s.dir, statesName), b); err != nil {
+	if err := replaceFile(filepath.Join(s.dir, statesName), bytes.NewReader(b), 0o600); err != nil {
 		return err
 	}
 	s.known = now
@@ -178,7 +178,7 @@ func (s *states) restore(log *slog.Logger) error {
 		switch {
 		case ok:
 			log.Warn("a file of the store was spoilt, as by a power cut; a copy takes its place", "file", name)
-			err = writeSynced(name, copied)
+			err = replaceFile(name, bytes.NewReader(copied), 0o600)
 		case filepath.Base(name) == "o.dat":
 			log.Error("the state of a consumer was spoilt, and there is no copy; its subscriber gets its events from its first one on", "file", name)
 			err = os.Remove(name)
@@ -190,17 +190,4 @@ func (s *states) restore(log *slog.Logger) error {
 		}
 	}
 	return nil
-}
-
-// writeSynced replaces a file; the content is on disk before the name is.
-func writeSynced(name string, b []byte) error {
-	f, err := os.OpenFile(name+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(name+".new"))
-	}
-	return os.Rename(name+".new", name)
 }

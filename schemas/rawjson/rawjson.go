@@ -391,15 +391,10 @@ func compactStrict(v []byte) []byte {
 	return c
 }
 
-// RewriteStrings returns v with every string value (not member names, at any
-// depth) replaced by what f gives, where f answers true. Every other byte is
-// kept, white space included. v must be valid JSON; it is not changed, and is
-// returned itself when nothing was replaced.
-func RewriteStrings(v []byte, f func(s string) (string, bool)) []byte {
-	return RewritePrefixed(v, "", f)
-}
-
-// RewritePrefixed is RewriteStrings for the strings that begin with prefix.
+// RewritePrefixed returns v with every string value (not member names, at any
+// depth) that begins with prefix and for which f answers true replaced. Everything
+// else is kept, white space included. v must be valid JSON; it is not changed, and
+// is returned itself when nothing was replaced.
 func RewritePrefixed(v []byte, prefix string, f func(s string) (string, bool)) []byte {
 	var out, text []byte
 	last := 0

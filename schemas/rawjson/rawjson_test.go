@@ -112,9 +112,9 @@ func TestCompact(t *testing.T) {
 	}
 }
 
-func TestRewriteStrings(t *testing.T) {
+func TestRewritePrefixed(t *testing.T) {
 	in := `{ "x": "x", "l": ["x", "y\"x", {"x" : "x"}], "n": 1.0 }`
-	got := rawjson.RewriteStrings([]byte(in), func(s string) (string, bool) { return "«" + s + "»", s != `y"x` })
+	got := rawjson.RewritePrefixed([]byte(in), "", func(s string) (string, bool) { return "«" + s + "»", s != `y"x` })
 	want := `{ "x": "«x»", "l": ["«x»", "y\"x", {"x" : "«x»"}], "n": 1.0 }`
 	if string(got) != want {
 		t.Errorf("got  %s\nwant %s", got, want)
@@ -131,14 +131,14 @@ func FuzzElements(f *testing.F) {
 			return
 		}
 		for _, e := range elems {
-			same := rawjson.RewriteStrings(e, func(s string) (string, bool) { return s, false })
+			same := rawjson.RewritePrefixed(e, "", func(s string) (string, bool) { return s, false })
 			if string(same) != string(e) {
 				t.Errorf("rewriting nothing changed %q to %q", e, same)
 			}
 			if !rawjson.Valid(e) {
 				continue // invalid UTF-8 inside: found by Members
 			}
-			out := rawjson.RewriteStrings(e, func(s string) (string, bool) { return s, true })
+			out := rawjson.RewritePrefixed(e, "", func(s string) (string, bool) { return s, true })
 			if !rawjson.Valid(out) || rawjson.Sum(out) != rawjson.Sum(e) {
 				t.Errorf("rewriting each string by itself changed %q to %q", e, out)
 			}
