@@ -51,7 +51,7 @@ func newNode(cfg Config, log *slog.Logger) (*node, error) {
 		StoreDir:               dir,
 		JetStream:              true,
 		JetStreamMaxStore:      cfg.MaxBytes,
-		JetStreamMaxMemory:     64 << 20, // nothing of ours is kept in memory
+		JetStreamMaxMemory:     64 << 20, // leases and views only
 		MaxPayload:             MaxPayload,
 		MaxPending:             256 << 20, // several prefetched messages of MaxPayload
 		NoSigs:                 true,      // or it would exit on SIGINT by itself

@@ -3,6 +3,8 @@ package broker_test
 import (
 	"testing"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/broker/brokertest"
 )
@@ -17,7 +19,9 @@ func TestShares(t *testing.T) {
 	streams := b.JetStream().ListStreams(t.Context())
 	for s := range streams.Info() {
 		limits[s.Config.Name] = s.Config.MaxBytes
-		sum += max(0, s.Config.MaxBytes)
+		if s.Config.Storage == jetstream.FileStorage {
+			sum += max(0, s.Config.MaxBytes)
+		}
 	}
 	if err := streams.Err(); err != nil {
 		t.Fatal(err)

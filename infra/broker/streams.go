@@ -23,6 +23,11 @@ const (
 	StreamOps         = "OPS"         // what happened to gridfan itself
 
 	BucketSubscribers = "gridfan_subscribers"
+	BucketEndpoints   = "gridfan_endpoints" // named addresses of subscribers
+	BucketBreakers    = "gridfan_breakers"  // how each replica sees each subscriber
+	BucketLeases      = "gridfan_leases"    // who does what only one replica may do
+	BucketJobs        = "gridfan_jobs"      // redrives and replays
+	BucketBooks       = "gridfan_books"     // sums, and how far they reach
 
 	streamSpool = "SPOOL" // in a server of its own, see OpenSpool
 )
@@ -47,6 +52,15 @@ func RetryWaiting(subscriber string, sequence uint64) string {
 	return subjectRetry + "waiting." + subscriber + "." + strconv.FormatUint(sequence, 10)
 }
 
+// RetryBehind is where an event waits until those before it are settled, for a
+// subscriber that wants order.
+func RetryBehind(subscriber string, sequence uint64) string {
+	return subjectRetry + "behind." + subscriber + "." + strconv.FormatUint(sequence, 10)
+}
+
+// RetryBehindAll matches all events of a subscriber that wait behind others.
+func RetryBehindAll(subscriber string) string { return subjectRetry + "behind." + subscriber + ".*" }
+
 // RetryWaitingAll matches all waiting retries of a subscriber.
 func RetryWaitingAll(subscriber string) string { return subjectRetry + "waiting." + subscriber + ".*" }
 
@@ -61,7 +75,7 @@ func DeadLetterAll(subscriber string) string { return subjectDeadLetters + subsc
 // SubscriberOf gives the subscriber from one of the subjects above, empty for
 // any other subject.
 func SubscriberOf(subject string) string {
-	for _, prefix := range []string{subjectRetry + "due.", subjectRetry + "waiting.", subjectDeadLetters} {
+	for _, prefix := range []string{subjectRetry + "due.", subjectRetry + "waiting.", subjectRetry + "behind.", subjectDeadLetters} {
 		if rest, ok := strings.CutPrefix(subject, prefix); ok {
 			name, _, _ := strings.Cut(rest, ".")
 			return name
@@ -155,15 +169,28 @@ func (b *Broker) declare(ctx context.Context) error {
 			return fmt.Errorf("declare stream %s: %w", c.Name, err)
 		}
 	}
-	_, err := b.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
-		Bucket: BucketSubscribers, Description: "gridfan: who subscribes to what",
-		History: 5, MaxBytes: share(1), Storage: jetstream.FileStorage, Replicas: b.cfg.Replicas,
-	})
-	if err != nil {
-		return fmt.Errorf("declare bucket %s: %w", BucketSubscribers, err)
+	// What is in the buckets of leases and breakers is a matter of seconds and
+	// kept in memory: after a restart nobody holds anything.
+	buckets := []jetstream.KeyValueConfig{
+		{Bucket: BucketSubscribers, Description: "gridfan: who subscribes to what", History: 5, MaxBytes: share(1)},
+		{Bucket: BucketEndpoints, Description: "gridfan: named addresses of subscribers", History: 5, MaxBytes: share(1) / 8},
+		{Bucket: BucketJobs, Description: "gridfan: redrives and replays", History: 1, MaxBytes: share(1) / 8},
+		{Bucket: BucketBooks, Description: "gridfan: sums, and how far they reach", History: 1, MaxBytes: share(1) / 2},
+		{Bucket: BucketBreakers, Description: "gridfan: how each replica sees each subscriber", History: 1, MaxBytes: 16 << 20, TTL: breakerTTL, Storage: jetstream.MemoryStorage},
+		{Bucket: BucketLeases, Description: "gridfan: who does what only one replica may do", History: 1, MaxBytes: 16 << 20, LimitMarkerTTL: time.Second, Storage: jetstream.MemoryStorage},
+	}
+	for _, c := range buckets {
+		c.Replicas = b.cfg.Replicas
+		if _, err := b.js.CreateOrUpdateKeyValue(ctx, c); err != nil {
+			return fmt.Errorf("declare bucket %s: %w", c.Bucket, err)
+		}
 	}
 	return nil
 }
+
+// breakerTTL is how long a replica's view of a subscriber counts without being
+// renewed.
+const breakerTTL = 30 * time.Second
 
 // spoolWindow is how long a repeated event is recognised in the spool. It is as
 // long as the longest outage that senders repeat through.

@@ -3,7 +3,9 @@ package deliver
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,10 +14,22 @@ import (
 // Config is how one subscriber is served. The zero value of a field means its
 // default; Validate fills them in.
 type Config struct {
-	Limits  Limits  `json:"limits"`
-	Retry   Retry   `json:"retry"`
-	Breaker Breaker `json:"breaker"`
+	// Ordering is the order that is kept. Default Unordered.
+	Ordering Ordering `json:"ordering,omitempty"`
+	Limits   Limits   `json:"limits"`
+	Retry    Retry    `json:"retry"`
+	Breaker  Breaker  `json:"breaker"`
 }
+
+// Ordering says what may overtake what, in the order of the stream.
+type Ordering string
+
+// The orders.
+const (
+	Unordered Ordering = "none"   // anything may overtake anything
+	ByKey     Ordering = "key"    // no event overtakes one of its own partition key
+	Strict    Ordering = "strict" // one event after another
+)
 
 // Limits bound what one subscriber may take of the machine.
 type Limits struct {
@@ -24,8 +38,26 @@ type Limits struct {
 	// Timeout is the deadline of one attempt. Default 30s, which is also what
 	// Event Grid gives a webhook.
 	Timeout Duration `json:"timeout"`
+	// Rate is how many attempts may begin in a time, over all replicas that
+	// serve it together if there is only one, else by each. 0 means any number.
+	Rate Rate `json:"rate,omitempty"`
+	// Batch puts several events into one attempt. Its zero value means one
+	// event an attempt.
+	Batch Batch `json:"batch,omitzero"`
 	// Backlog bounds what it may hold back in the stream.
 	Backlog Backlog `json:"backlog,omitzero"`
+}
+
+// Batch bounds what goes out in one attempt. The first bound that is reached
+// sends it.
+type Batch struct {
+	// Events are the most in one attempt, 2 to 1000. 0 means no batches.
+	Events int `json:"events,omitempty"`
+	// Bytes of data and attributes in one attempt. Default 1MiB, which is what
+	// Event Grid takes. One larger event goes alone.
+	Bytes Size `json:"bytes,omitempty"`
+	// Linger is how long the first event may wait for others. Default 50ms.
+	Linger Duration `json:"linger,omitempty"`
 }
 
 // Backlog bounds the events that one subscriber has not got. Past a bound its
@@ -49,16 +81,42 @@ type Retry struct {
 	// Schedule holds the waits between attempts; after the last one fails, the
 	// event becomes a dead letter.
 	Schedule []Duration `json:"schedule"`
+	// MaxAge is how long after its acceptance an event is still tried. 0 means
+	// as long as the schedule.
+	MaxAge Duration `json:"maxAge,omitempty"`
+	// MaxRetryAfter caps what a subscriber may ask us to wait. Default 1h.
+	MaxRetryAfter Duration `json:"maxRetryAfter,omitempty"`
+	// Faults has rules for some kinds of failure; the schedule is for the
+	// others, except that FaultRefused, FaultAddress and FaultAccess are given
+	// up at once unless they have a rule.
+	Faults map[Fault]Rule `json:"faults,omitempty"`
+}
+
+// Rule is what follows one kind of failure. Exactly one field is set.
+type Rule struct {
+	// Schedule takes the place of Retry.Schedule.
+	Schedule []Duration `json:"schedule,omitempty"`
+	// GiveUp makes a dead letter at once.
+	GiveUp bool `json:"giveUp,omitempty"`
 }
 
 // Breaker says when a subscriber counts as down, and for how long.
 type Breaker struct {
 	// Failures in a row open the breaker. Default 5.
 	Failures int `json:"failures"`
+	// Ratio of failed attempts among those of the last Window opens it too, when
+	// there were at least twice Failures. Defaults 0.5 and 30s.
+	Ratio  float64  `json:"ratio"`
+	Window Duration `json:"window"`
 	// OpenFor is the pause after the first trip; it doubles with every failed
 	// probe up to MaxOpenFor. Defaults 10s and 5m.
 	OpenFor    Duration `json:"openFor"`
 	MaxOpenFor Duration `json:"maxOpenFor"`
+	// Probes is how many attempts in a row must succeed to close it. Default 1.
+	Probes int `json:"probes"`
+	// RampUp is how long it takes after a recovery until all of
+	// Limits.Concurrency may run. Default 30s; None switches it off.
+	RampUp Duration `json:"rampUp"`
 }
 
 // DefaultSchedule covers a restart (seconds), a deployment (minutes) and an
@@ -88,6 +146,10 @@ func (c *Config) Validate(path string) error {
 	if t := c.Limits.Timeout; t.Std() < 10*time.Millisecond || t.Std() > 10*time.Minute {
 		bad("limits.timeout", "want 10ms to 10m, got %s", t)
 	}
+	if r := c.Limits.Rate; r < 0 || r > maxRate {
+		bad("limits.rate", "want 1/h to %s, got %s", Rate(maxRate), r)
+	}
+	c.Limits.Batch.validate(bad)
 	if a := c.Limits.Backlog.Age.Std(); a != 0 && (a < minBacklogAge || a > maxBacklogAge) {
 		bad("limits.backlog.age", "want 1m to 365d, got %s", c.Limits.Backlog.Age)
 	}
@@ -97,19 +159,22 @@ func (c *Config) Validate(path string) error {
 	if len(c.Retry.Schedule) == 0 {
 		c.Retry.Schedule = DefaultSchedule()
 	}
-	if n := len(c.Retry.Schedule); n > 100 {
-		bad("retry.schedule", "want at most 100 waits, got %d", n)
-	}
-	for i, d := range c.Retry.Schedule {
-		if d.Std() < time.Millisecond || d.Std() > 30*24*time.Hour {
-			bad(fmt.Sprintf("retry.schedule[%d]", i), "want 1ms to 30d, got %s", d)
-		}
-	}
+	c.Retry.validate(bad)
 	if c.Breaker.Failures == 0 {
 		c.Breaker.Failures = 5
 	}
 	if n := c.Breaker.Failures; n < 1 || n > 10000 {
 		bad("breaker.failures", "want 1 to 10000, got %d", n)
+	}
+	if c.Breaker.Ratio == 0 {
+		c.Breaker.Ratio = 0.5
+	}
+	if r := c.Breaker.Ratio; !(r > 0 && r <= 1) {
+		bad("breaker.ratio", "want more than 0 and at most 1, got %v", r)
+	}
+	setDefault(&c.Breaker.Window, 30*time.Second)
+	if d := c.Breaker.Window; d.Std() < time.Second || d.Std() > time.Hour {
+		bad("breaker.window", "want 1s to 1h, got %s", d)
 	}
 	setDefault(&c.Breaker.OpenFor, 10*time.Second)
 	setDefault(&c.Breaker.MaxOpenFor, max(5*time.Minute, c.Breaker.OpenFor.Std()))
@@ -119,7 +184,126 @@ func (c *Config) Validate(path string) error {
 	if d := c.Breaker.MaxOpenFor; d.Std() < c.Breaker.OpenFor.Std() || d.Std() > 24*time.Hour {
 		bad("breaker.maxOpenFor", "want at least openFor and at most 1d, got %s", d)
 	}
+	if c.Breaker.Probes == 0 {
+		c.Breaker.Probes = 1
+	}
+	if n := c.Breaker.Probes; n < 1 || n > 100 {
+		bad("breaker.probes", "want 1 to 100, got %d", n)
+	}
+	setDefault(&c.Breaker.RampUp, 30*time.Second)
+	if d := c.Breaker.RampUp; d != None && (d.Std() < 0 || d.Std() > time.Hour) {
+		bad("breaker.rampUp", "want at most 1h, or none, got %s", d)
+	}
+	switch c.Ordering {
+	case "":
+		c.Ordering = Unordered
+	case Unordered, ByKey, Strict:
+	default:
+		bad("ordering", "want none, key or strict, got %q", c.Ordering)
+	}
+	if c.Ordering == Strict && c.Limits.Batch.Events > 0 {
+		bad("limits.batch", "strict order sends one event after another; use ordering key or none, or remove the batch")
+	}
 	return errors.Join(errs...)
+}
+
+func (b *Batch) validate(bad func(key, format string, args ...any)) {
+	if *b == (Batch{}) {
+		return
+	}
+	if n := b.Events; n < 2 || n > 1000 {
+		bad("limits.batch.events", "want 2 to 1000, got %d", n)
+	}
+	if b.Bytes == 0 {
+		b.Bytes = 1 << 20
+	}
+	if n := b.Bytes; n < 1<<10 || n > 64<<20 {
+		bad("limits.batch.bytes", "want 1KiB to 64MiB, got %s", n)
+	}
+	setDefault(&b.Linger, 50*time.Millisecond)
+	if d := b.Linger; d.Std() < time.Millisecond || d.Std() > time.Minute {
+		bad("limits.batch.linger", "want 1ms to 1m, got %s", d)
+	}
+}
+
+func (r *Retry) validate(bad func(key, format string, args ...any)) {
+	waits := func(key string, schedule []Duration) {
+		if n := len(schedule); n > 100 {
+			bad(key, "want at most 100 waits, got %d", n)
+		}
+		for i, d := range schedule {
+			if d.Std() < time.Millisecond || d.Std() > 30*24*time.Hour {
+				bad(fmt.Sprintf("%s[%d]", key, i), "want 1ms to 30d, got %s", d)
+			}
+		}
+	}
+	waits("retry.schedule", r.Schedule)
+	if d := r.MaxAge; d != 0 && (d.Std() < time.Second || d.Std() > 365*24*time.Hour) {
+		bad("retry.maxAge", "want 1s to 365d, got %s", d)
+	}
+	setDefault(&r.MaxRetryAfter, time.Hour)
+	if d := r.MaxRetryAfter; d.Std() < time.Second || d.Std() > 24*time.Hour {
+		bad("retry.maxRetryAfter", "want 1s to 1d, got %s", d)
+	}
+	for _, f := range slices.Sorted(maps.Keys(r.Faults)) {
+		key, rule := "retry.faults."+string(f), r.Faults[f]
+		if !slices.Contains(Faults, f) {
+			bad(key, "no such fault; want one of %s", joinFaults())
+			continue
+		}
+		if rule.GiveUp == (len(rule.Schedule) > 0) {
+			bad(key, "want either schedule: [ … ] or giveUp: true")
+		}
+		waits(key+".schedule", rule.Schedule)
+	}
+}
+
+func joinFaults() string {
+	words := make([]string, len(Faults))
+	for i, f := range Faults {
+		words[i] = string(f)
+	}
+	return strings.Join(words, ", ")
+}
+
+// Rate is a number of attempts in a second. It is written with a unit: "200/s",
+// "6000/m", "10/h".
+type Rate float64
+
+const maxRate = 1e6
+
+func (r Rate) String() string {
+	for _, u := range []struct {
+		name string
+		span float64
+	}{{"s", 1}, {"m", 60}, {"h", 3600}} {
+		if n := float64(r) * u.span; n >= 1 && math.Abs(n-math.Round(n)) < 1e-6 {
+			return strconv.FormatFloat(math.Round(n), 'f', -1, 64) + "/" + u.name
+		}
+	}
+	return strconv.FormatFloat(float64(r)*3600, 'g', 4, 64) + "/h"
+}
+
+// MarshalText writes r with its unit.
+func (r Rate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (r *Rate) UnmarshalText(b []byte) error {
+	v, err := ParseRate(string(b))
+	*r = Rate(v)
+	return err
+}
+
+// ParseRate reads a whole number for a span of time, and returns it for a
+// second.
+func ParseRate(s string) (float64, error) {
+	number, unit, _ := strings.Cut(s, "/")
+	span := map[string]float64{"s": 1, "m": 60, "h": 3600}[unit]
+	n, err := strconv.ParseUint(number, 10, 53)
+	if err != nil || span == 0 {
+		return 0, fmt.Errorf("%q is not a rate: write a whole number with /s, /m or /h, as in 200/s or 6000/m", s)
+	}
+	return float64(n) / span, nil
 }
 
 func setDefault(d *Duration, to time.Duration) {
@@ -132,10 +316,17 @@ func setDefault(d *Duration, to time.Duration) {
 // "200ms", "1m30s", "7d".
 type Duration time.Duration
 
+// None is how a span of time is switched off that has a default. It is written
+// "none".
+const None Duration = -1
+
 // Std gives d as the standard library's type.
 func (d Duration) Std() time.Duration { return time.Duration(d) }
 
 func (d Duration) String() string {
+	if d == None {
+		return "none"
+	}
 	const day = 24 * time.Hour
 	if t := d.Std(); t != 0 && t%day == 0 {
 		return strconv.FormatInt(int64(t/day), 10) + "d"
@@ -155,6 +346,10 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 
 // UnmarshalText reads what MarshalText writes.
 func (d *Duration) UnmarshalText(b []byte) error {
+	if string(b) == None.String() {
+		*d = None
+		return nil
+	}
 	v, err := ParseDuration(string(b))
 	*d = Duration(v)
 	return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -30,25 +31,48 @@ type Record struct {
 	// ID and Subject are the event's.
 	ID      string `json:"id"`
 	Subject string `json:"subject"`
-	// Outcome is delivered, retry, dead-letter or shed.
+	// Outcome is one of those below.
 	Outcome string `json:"outcome"`
 	// Attempts were made so far in all.
 	Attempts int `json:"attempts"`
-	// Status, Reason and Millis are those of the last attempt.
+	// Status, Fault, Reason and Millis are those of the last attempt.
 	Status int    `json:"status,omitempty"`
+	Fault  Fault  `json:"fault,omitempty"`
 	Reason string `json:"reason,omitempty"`
 	Millis int64  `json:"ms"`
+	// Cause says why a dead letter is one.
+	Cause string `json:"cause,omitempty"`
+	// Probe: the last attempt was made to see whether the subscriber is back.
+	Probe bool `json:"probe,omitempty"`
+	// Earlier are the attempts since the record before, without the last.
+	Earlier []Try `json:"earlier,omitempty"`
 	// Time is when that attempt ended; Next when the next one is due.
 	Time time.Time  `json:"time"`
 	Next *time.Time `json:"next,omitempty"`
 }
 
-// The outcomes in records.
+// Try is one attempt in a Record.
+type Try struct {
+	Time   time.Time `json:"time"` // when it ended
+	Status int       `json:"status,omitempty"`
+	Fault  Fault     `json:"fault,omitempty"`
+	Reason string    `json:"reason,omitempty"`
+	Millis int64     `json:"ms"`
+}
+
+// The outcomes in records. The first three begin or continue something, the
+// others end an event for the subscriber.
 const (
+	RecordTried    = "tried"    // failed, and kept in hand: no settlement, and Hop stays
+	RecordRetry    = "retry"    // failed, and waits for its next attempt
+	RecordRedriven = "redriven" // a dead letter that is sent out anew; Hop is the dead letter's
+	RecordReplayed = "replayed" // an event that is sent once more because somebody asked; Hop is the new one's
+
 	RecordDelivered  = "delivered"
-	RecordRetry      = "retry"
 	RecordDeadLetter = "dead-letter"
-	RecordShed       = "shed" // dropped to make room, where the operator chose that
+	RecordFiltered   = "filtered" // the subscriber's filter does not want it
+	RecordShed       = "shed"     // dropped to make room, where the operator chose that
+	RecordDropped    = "dropped"  // a dead letter that an operator deleted; Hop is the dead letter's
 )
 
 // place is an event of one subscriber.
@@ -77,7 +101,14 @@ func (p progress) then(q progress) progress {
 	return progress{max(p.hop, q.hop), p.final || q.final}
 }
 
-func (r Record) progress() progress { return progress{r.Hop, r.Outcome != RecordRetry} }
+// progress is what a record says of its event, and nothing if it settles none.
+func (r Record) progress() (p progress, ok bool) {
+	switch r.Outcome {
+	case RecordTried, RecordRedriven, RecordReplayed, RecordDropped:
+		return progress{}, false
+	}
+	return progress{r.Hop, r.Outcome != RecordRetry}, true
+}
 
 // Recorder writes records in blocks: while one block is on its way to the
 // disk the next one gathers, so that thousands of settlements share one sync
@@ -175,8 +206,9 @@ func (rec *Recorder) readLast(ctx context.Context) error {
 				rec.log.Warn("unreadable block of attempts", "sequence", meta.Sequence.Stream, "error", err)
 			}
 			for _, r := range records {
-				if at := (place{r.Subscriber, r.Sequence}); r.Hop >= 0 { // else it says nothing of an event
-					rec.settled[at] = append(rec.settled[at], recalled{r.progress(), r.Time})
+				if p, ok := r.progress(); ok && r.Hop >= 0 { // else it says nothing of an event
+					at := place{r.Subscriber, r.Sequence}
+					rec.settled[at] = append(rec.settled[at], recalled{p, r.Time})
 				}
 			}
 			if meta.Sequence.Stream >= state.LastSeq {
@@ -233,6 +265,26 @@ func (rec *Recorder) add(r Record, then func()) {
 	select {
 	case rec.wake <- struct{}{}:
 	default:
+	}
+}
+
+// Write records what did not come from a worker, and returns when it is on the
+// disk.
+func (rec *Recorder) Write(ctx context.Context, records ...Record) error {
+	var left sync.WaitGroup
+	for _, r := range records {
+		left.Add(1)
+		rec.add(r, left.Done)
+	}
+	stored := make(chan struct{})
+	go func() { left.Wait(); close(stored) }()
+	select {
+	case <-stored:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-rec.done:
+		return errors.New("stopping")
 	}
 }
 

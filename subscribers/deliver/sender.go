@@ -35,9 +35,39 @@ const (
 	Aborted Outcome = "aborted"
 )
 
+// Fault is the kind of a failure, as rules and causes name it.
+type Fault string
+
+// The faults.
+const (
+	FaultTimeout   Fault = "timeout"   // no answer in time
+	FaultNetwork   Fault = "network"   // not reached, or cut off before an answer
+	FaultDNS       Fault = "dns"       // its name was not found
+	FaultTLS       Fault = "tls"       // certificates or protocol do not fit
+	FaultThrottled Fault = "throttled" // it asks for less (429)
+	FaultServer    Fault = "server"    // it says that it is in trouble (5xx, 408, 425)
+	FaultAccess    Fault = "access"    // it does not let us in (401, 403)
+	FaultAddress   Fault = "address"   // nothing takes events there (404, 405, 410, redirects)
+	FaultRefused   Fault = "refused"   // it does not want this event (other 4xx)
+)
+
+// Faults are all there are.
+var Faults = []Fault{
+	FaultTimeout, FaultNetwork, FaultDNS, FaultTLS, FaultThrottled, FaultServer, FaultAccess, FaultAddress, FaultRefused,
+}
+
+// A BatchSender can hand over several events in one attempt.
+type BatchSender interface {
+	Sender
+	// SendBatch is Send for several events, which all share the outcome.
+	SendBatch(ctx context.Context, events []*event.Event) Attempt
+}
+
 // Attempt is what a Sender reports.
 type Attempt struct {
 	Outcome Outcome
+	// Fault is the kind of failure; empty unless Outcome is Failed or Rejected.
+	Fault Fault
 	// Status is the protocol's status, for HTTP its code; 0 without an answer.
 	Status int
 	// Reason says what went wrong, in words for an operator: no secrets, no

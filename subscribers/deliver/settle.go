@@ -296,7 +296,9 @@ func (w *Worker) settle(d *delivery, e *event.Event, r Record) {
 		}
 		// Before the ack: the same may be coming again at this moment.
 		if d.broken == nil {
-			w.settled.put(r.Sequence, r.progress())
+			if p, ok := r.progress(); ok {
+				w.settled.put(r.Sequence, p)
+			}
 		}
 		d.lane.settled(d)
 	})

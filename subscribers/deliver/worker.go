@@ -36,8 +36,14 @@ type Subscriber struct {
 	Created time.Time
 	// Paused stops fetching; what is in flight is finished.
 	Paused bool
-	Config Config
-	Sender Sender
+	// Filter says whether the subscriber wants an event; nil means every one.
+	// An error makes a dead letter of the event.
+	Filter func(*event.Event) (bool, error)
+	// Transform gives what is sent in an event's place; nil means the event as
+	// it is. It does not change its argument. An error makes a dead letter.
+	Transform func(*event.Event) (*event.Event, error)
+	Config    Config
+	Sender    Sender
 }
 
 // Parts are what all Workers of a process share.

@@ -18,7 +18,13 @@ type Definition struct {
 	// Subjects are NATS subject patterns below "events."; an event that
 	// matches several is delivered once.
 	Subjects []string `json:"subjects"`
-	Deliver  Deliver  `json:"deliver"`
+	// Filter is a CEL expression over an event; see package filter. Empty: all
+	// events of the subjects.
+	Filter string `json:"filter,omitempty"`
+	// Transform is a jq expression that gives the data to send; see package
+	// transform. Empty: the event as it is.
+	Transform string  `json:"transform,omitempty"`
+	Deliver   Deliver `json:"deliver"`
 	// Start is where a new subscriber begins. Default Now. It has no meaning
 	// for one that exists already.
 	Start Start `json:"start"`
