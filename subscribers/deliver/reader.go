@@ -33,6 +33,8 @@ type message interface {
 	subject() string
 	// sequence is the message's place in its stream.
 	sequence() uint64
+	// serial counts the deliveries of its cursor.
+	serial() uint64
 	// again says that it was handed out before.
 	again() bool
 	// ack settles it: it does not come again. It does not wait.
@@ -163,6 +165,7 @@ func (c consumed) header() nats.Header { return c.m.Headers() }
 func (c consumed) body() []byte        { return c.m.Data() }
 func (c consumed) subject() string     { return c.m.Subject() }
 func (c consumed) sequence() uint64    { return c.meta.Sequence.Stream }
+func (c consumed) serial() uint64      { return c.meta.Sequence.Consumer }
 func (c consumed) again() bool         { return c.meta.NumDelivered > 1 }
 func (c consumed) ack() error          { return c.m.Ack() }
 func (c consumed) hold() error         { return c.m.InProgress() }
@@ -188,13 +191,13 @@ func consumerConfig(name string, subjects []string, startSequence uint64, inFlig
 // retryConfig is the cursor of one subscriber on its due retries.
 func retryConfig(name string, inFlight int) jetstream.ConsumerConfig {
 	return jetstream.ConsumerConfig{
-		Durable:       name,
-		Description:   "gridfan subscriber " + name + ": due retries",
-		FilterSubject: broker.RetryDue(name),
-		AckPolicy:     jetstream.AckExplicitPolicy,
-		AckWait:       ackWait,
-		MaxDeliver:    -1,
-		MaxAckPending: inFlight,
+		Durable:        name,
+		Description:    "gridfan subscriber " + name + ": due retries",
+		FilterSubjects: []string{broker.RetryDue(name), broker.RetryDueAll(name)},
+		AckPolicy:      jetstream.AckExplicitPolicy,
+		AckWait:        ackWait,
+		MaxDeliver:     -1,
+		MaxAckPending:  inFlight,
 	}
 }
 

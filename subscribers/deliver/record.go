@@ -60,11 +60,12 @@ type Try struct {
 	Millis int64     `json:"ms"`
 }
 
-// The outcomes in records. The first three begin or continue something, the
+// The outcomes in records. The first ones begin or continue something, the
 // others end an event for the subscriber.
 const (
 	RecordTried    = "tried"    // failed, and kept in hand: no settlement, and Hop stays
 	RecordRetry    = "retry"    // failed, and waits for its next attempt
+	RecordBehind   = "behind"   // waits on the retry lane until those before it are settled
 	RecordRedriven = "redriven" // a dead letter that is sent out anew; Hop is the dead letter's
 	RecordReplayed = "replayed" // an event that is sent once more because somebody asked; Hop is the new one's
 
@@ -107,7 +108,7 @@ func (r Record) progress() (p progress, ok bool) {
 	case RecordTried, RecordRedriven, RecordReplayed, RecordDropped:
 		return progress{}, false
 	}
-	return progress{r.Hop, r.Outcome != RecordRetry}, true
+	return progress{r.Hop, r.Outcome != RecordRetry && r.Outcome != RecordBehind}, true
 }
 
 // Recorder writes records in blocks: while one block is on its way to the
@@ -125,10 +126,12 @@ type Recorder struct {
 	room   chan struct{} // a token for each record that may wait
 	done   chan struct{}
 
-	// settled holds what the last process recorded shortly before it died,
-	// and when: the broker may not have seen the acks. Written before run
-	// starts, read only afterwards.
-	settled map[place][]recalled
+	// settled holds what another process recorded shortly before it died, and
+	// when: the broker may not have seen the acks. last is the block up to which
+	// it was read.
+	recalling sync.Mutex // guards both
+	settled   map[place][]recalled
+	last      uint64
 }
 
 type recalled struct {
@@ -164,15 +167,17 @@ func NewRecorder(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Reco
 		wake: make(chan struct{}, 1), room: make(chan struct{}, maxQueued), done: make(chan struct{}),
 		settled: map[place][]recalled{},
 	}
-	if err := rec.readLast(ctx); err != nil {
+	if err := rec.refresh(ctx); err != nil {
 		return nil, fmt.Errorf("read the last settlements: %w", err)
 	}
 	go rec.run()
 	return rec, nil
 }
 
-// readLast reads the records of the last recallWindow.
-func (rec *Recorder) readLast(ctx context.Context) error {
+// refresh reads the records of the last recallWindow that were not read yet.
+func (rec *Recorder) refresh(ctx context.Context) error {
+	rec.recalling.Lock()
+	defer rec.recalling.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	stream, err := rec.js.Stream(ctx, broker.StreamAttempts)
@@ -180,7 +185,7 @@ func (rec *Recorder) readLast(ctx context.Context) error {
 		return err
 	}
 	state := stream.CachedInfo().State
-	if state.Msgs == 0 {
+	if state.Msgs == 0 || state.LastSeq == rec.last {
 		return nil
 	}
 	from := state.LastTime.Add(-recallWindow)
@@ -200,6 +205,9 @@ func (rec *Recorder) readLast(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
+			if meta.Sequence.Stream <= rec.last && meta.Sequence.Stream < state.LastSeq {
+				continue
+			}
 			records, err := ParseRecords(m.Data())
 			if err != nil {
 				// A block we can't read costs duplicates, not events.
@@ -211,7 +219,7 @@ func (rec *Recorder) readLast(ctx context.Context) error {
 					rec.settled[at] = append(rec.settled[at], recalled{p, r.Time})
 				}
 			}
-			if meta.Sequence.Stream >= state.LastSeq {
+			if rec.last = meta.Sequence.Stream; rec.last >= state.LastSeq {
 				return nil
 			}
 		}
@@ -242,6 +250,8 @@ func ParseRecords(block []byte) ([]Record, error) {
 // creation will not do: after a restart the server gives the restart's instead
 // (nats-server v2.15.2, as seen).
 func (rec *Recorder) recall(subscriber string, sequence uint64, added time.Time) (p progress, ok bool) {
+	rec.recalling.Lock()
+	defer rec.recalling.Unlock()
 	for _, r := range rec.settled[place{subscriber, sequence}] {
 		if !r.at.After(added) {
 			continue

@@ -40,12 +40,18 @@ const (
 const (
 	causeRejected    = "rejected"    // the subscriber does not want this event
 	causeExhausted   = "exhausted"   // the last attempt of the schedule failed
+	causeGivenUp     = "given-up"    // a rule says not to try again after such a failure
+	causeExpired     = "expired"     // older than retry.maxAge
+	causeFilter      = "filter"      // the filter could not be decided
+	causeTransform   = "transform"   // the transform gave nothing to send
 	causeUndecodable = "undecodable" // not a CloudEvent
 	causeBacklog     = "backlog"     // the oldest of more than the subscriber may hold back
 )
 
-// maxRetryAfter caps what a subscriber may ask us to wait.
-const maxRetryAfter = time.Hour
+// Causes are all causes of dead letters.
+var Causes = []string{
+	causeRejected, causeExhausted, causeGivenUp, causeExpired, causeFilter, causeTransform, causeUndecodable, causeBacklog,
+}
 
 // origin says which event a message carries and what has been tried.
 type origin struct {
@@ -76,73 +82,140 @@ func retryOrigin(m message) (origin, error) {
 }
 
 // delivered settles an event that the subscriber has.
-func (w *Worker) delivered(d *delivery, e *event.Event, a Attempt, attempts int, took time.Duration) {
+func (w *worker) delivered(d *delivery, a Attempt, took time.Duration) {
 	now := time.Now()
-	w.parts.Metrics.delivered(w.sub.Name, e, now)
-	w.settle(d, e, Record{Outcome: RecordDelivered, Attempts: attempts, Status: a.Status, Millis: took.Milliseconds(), Time: now})
+	w.parts.Metrics.delivered(w.sub.Name, d.event, now)
+	w.settle(d, Record{Outcome: RecordDelivered, Status: a.Status, Millis: took.Milliseconds(), Time: now})
 }
 
-// retry settles a failed attempt: the event waits in the retry lane, or is
-// given up when its schedule is used up.
-func (w *Worker) retry(d *delivery, e *event.Event, probe bool, a Attempt, attempts int, took time.Duration) {
-	schedule := w.sub.Config.Retry.Schedule
-	rounds := d.origin.rounds
-	var wait time.Duration
-	if probe {
-		// The attempt was ours to make, to see whether the subscriber is
-		// back; it uses up nothing, and the event is at hand for the next one.
-		wait = min(schedule[min(rounds, len(schedule)-1)].Std(), w.sub.Config.Breaker.MaxOpenFor.Std())
+// plan is what follows a failed attempt.
+type plan struct {
+	wait  time.Duration
+	cause string // of a dead letter; empty: after wait comes the next attempt
+	// rounds of the schedule that are used up then.
+	rounds int
+}
+
+// next decides what follows an attempt. free says that it was ours to make, to
+// see whether the subscriber is back, or that the trouble is not the event's: it
+// uses up nothing, and the event is at hand for the next one.
+func (r *Retry) next(a Attempt, rounds int, free bool, longest time.Duration) plan {
+	rule, ok := r.Faults[a.Fault]
+	schedule := r.Schedule
+	switch {
+	case ok && rule.GiveUp && a.Outcome == Failed && !free:
+		return plan{cause: causeGivenUp}
+	case ok && !rule.GiveUp:
+		schedule = rule.Schedule
+	case a.Outcome == Rejected && !free:
+		return plan{cause: causeRejected}
+	}
+	p := plan{rounds: rounds}
+	if free {
+		p.wait = min(schedule[min(rounds, len(schedule)-1)].Std(), longest)
 	} else {
 		if rounds >= len(schedule) {
-			w.deadLetter(d, e, causeExhausted, a, attempts, took)
-			return
+			if a.Outcome == Rejected {
+				return plan{cause: causeRejected}
+			}
+			return plan{cause: causeExhausted}
 		}
-		wait = schedule[rounds].Std()
-		rounds++
+		p.wait = schedule[rounds].Std()
+		p.rounds++
 	}
-	wait = max(jitter(wait), min(a.RetryAfter, maxRetryAfter))
-	now := time.Now()
-	next := now.Add(wait)
-	hop := d.origin.hop + 1
+	p.wait = max(jitter(p.wait), min(a.RetryAfter, r.MaxRetryAfter.Std()))
+	return p
+}
 
+// failed settles an attempt that did not succeed: the event waits in the retry
+// lane, or is given up. In strict order it waits here: true means that it is to
+// be tried again.
+func (w *worker) failed(d *delivery, a Attempt, took time.Duration, free bool) (again bool) {
+	cfg := &w.sub.Config
+	p := cfg.Retry.next(a, d.origin.rounds, free, cfg.Breaker.MaxOpenFor.Std())
+	if age := w.age(d.event); p.cause == "" && w.tooOld(age+p.wait) {
+		p.cause = causeExpired
+		a.Reason += "; " + tooOldFor(age, cfg.Retry.MaxAge)
+	}
+	if p.cause != "" {
+		w.deadLetter(d, p.cause, a, took)
+		return false
+	}
+	if cfg.Ordering != Strict || d.line == "" {
+		w.retry(d, p, a, took, free)
+		return false
+	}
+	now := time.Now()
+	next := now.Add(p.wait)
+	r := w.record(d, Record{
+		Outcome: RecordTried, Status: a.Status, Fault: a.Fault, Reason: a.Reason, Millis: took.Milliseconds(), Time: now, Next: &next, Probe: free,
+	})
+	w.parts.Recorder.add(r, func() {})
+	d.tries, d.origin.rounds = nil, p.rounds
+	d.endProbe()
+	for until := time.Now().Add(p.wait); ; {
+		if w.toShed(d) {
+			w.shed(d, a, took)
+			return false
+		}
+		left := time.Until(until)
+		if left <= 0 {
+			return true
+		}
+		if !w.sleep(min(left, roomEvery)) {
+			d.lane.giveBack(d)
+			return false
+		}
+	}
+}
+
+// retry puts an event on the retry lane, where it waits for its next attempt.
+func (w *worker) retry(d *delivery, p plan, a Attempt, took time.Duration, free bool) {
+	now := time.Now()
+	next := now.Add(p.wait)
 	h := w.carry(d)
-	h.Set(HeaderHop, strconv.Itoa(hop))
-	h.Set(HeaderRounds, strconv.Itoa(rounds))
-	h.Set(HeaderAttempts, strconv.Itoa(attempts))
+	h.Set(HeaderRounds, strconv.Itoa(p.rounds))
+	waiting, due := broker.RetryWaiting(w.sub.Name, d.origin.sequence), broker.RetryDue(w.sub.Name)
+	if d.line != "" {
+		waiting, due = broker.RetryWaitingIn(w.sub.Name, d.origin.sequence, d.line), broker.RetryDueIn(w.sub.Name, d.origin.sequence, d.line)
+	}
 	// The client's option cuts the time to whole seconds, which is early.
 	h.Set("Nats-Schedule", "@at "+next.UTC().Format(time.RFC3339Nano))
-	h.Set("Nats-Schedule-Target", broker.RetryDue(w.sub.Name))
-	h.Set(nats.MsgIdHdr, fmt.Sprintf("%s-%d-%d", w.sub.Name, d.origin.sequence, hop))
-	m := &nats.Msg{Subject: broker.RetryWaiting(w.sub.Name, d.origin.sequence), Header: h, Data: d.body()}
+	h.Set("Nats-Schedule-Target", due)
+	m := &nats.Msg{Subject: waiting, Header: h, Data: d.body()}
 	switch w.store(d, m) {
 	case unstored:
 		d.lane.giveBack(d)
 		return
 	case unwanted:
-		w.shed(d, e, a, attempts, took)
+		w.shed(d, a, took)
 		return
 	}
 	// No fresh events are fetched without room for retries, so this one has
 	// some, or is one of the last that were fetched.
 	w.retries.add(w.stopped, sizeOf(m))
-	w.settle(d, e, Record{
-		Outcome: RecordRetry, Attempts: attempts, Status: a.Status, Reason: a.Reason,
-		Millis: took.Milliseconds(), Time: now, Next: &next,
+	if d.again() && d.line != "" {
+		w.purge(broker.RetryBehind(w.sub.Name, d.origin.sequence, d.line))
+	}
+	w.outage.add(waiting)
+	w.settle(d, Record{
+		Outcome: RecordRetry, Status: a.Status, Fault: a.Fault, Reason: a.Reason,
+		Millis: took.Milliseconds(), Time: now, Next: &next, Probe: free,
 	})
 }
 
 // deadLetter settles an event that is given up for this subscriber. It waits for
 // room among the subscriber's dead letters. false means that the event was given
 // back: the worker is stopping, or the event is surplus and there is no room.
-func (w *Worker) deadLetter(d *delivery, e *event.Event, cause string, a Attempt, attempts int, took time.Duration) bool {
+func (w *worker) deadLetter(d *delivery, cause string, a Attempt, took time.Duration) bool {
 	now := time.Now()
 	h := w.carry(d)
+	h.Set(HeaderHop, strconv.Itoa(d.hop()))
 	h.Set(HeaderCause, cause)
-	h.Set(HeaderAttempts, strconv.Itoa(attempts))
 	h.Set(HeaderStatus, strconv.Itoa(a.Status))
 	h.Set(HeaderReason, url.PathEscape(a.Reason))
 	h.Set(HeaderFailedAt, event.FormatTime(now.UTC()))
-	h.Set(nats.MsgIdHdr, fmt.Sprintf("%s-%d-%d", w.sub.Name, d.origin.sequence, d.origin.hop))
+	h.Set(nats.MsgIdHdr, fmt.Sprintf("%s-%d-%d", w.sub.Name, d.origin.sequence, d.hop()))
 	m := &nats.Msg{Subject: broker.DeadLetter(w.sub.Name, cause), Header: h, Data: d.body()}
 	verdict := w.room(d, sizeOf(m))
 	if verdict == stored {
@@ -155,16 +228,17 @@ func (w *Worker) deadLetter(d *delivery, e *event.Event, cause string, a Attempt
 		d.lane.giveBack(d)
 		return false
 	case unwanted:
-		w.shed(d, e, a, attempts, took)
+		w.shed(d, a, took)
 		return true
 	}
 	level := slog.LevelWarn
 	if d.surplus {
 		level = slog.LevelDebug // thousands of them; they are reported together
 	}
-	w.log.Log(context.Background(), level, "dead letter", "event", e.ID, "type", e.Type, "cause", cause, "attempts", attempts, "status", a.Status, "reason", a.Reason)
-	w.settle(d, e, Record{
-		Outcome: RecordDeadLetter, Attempts: attempts, Status: a.Status, Reason: cause + ": " + a.Reason,
+	w.log.Log(context.Background(), level, "dead letter", "event", d.event.ID, "type", d.event.Type, "cause", cause, "attempts", d.attempts,
+		"status", a.Status, "fault", a.Fault, "reason", a.Reason)
+	w.settle(d, Record{
+		Outcome: RecordDeadLetter, Cause: cause, Status: a.Status, Fault: a.Fault, Reason: a.Reason,
 		Millis: took.Milliseconds(), Time: now,
 	})
 	return true
@@ -172,15 +246,15 @@ func (w *Worker) deadLetter(d *delivery, e *event.Event, cause string, a Attempt
 
 // shed settles an event that goes for the sake of all: its record is all that
 // stays.
-func (w *Worker) shed(d *delivery, e *event.Event, a Attempt, attempts int, took time.Duration) {
-	w.settle(d, e, Record{
-		Outcome: RecordShed, Attempts: attempts, Status: a.Status, Reason: a.Reason,
-		Millis: took.Milliseconds(), Time: time.Now(),
+func (w *worker) shed(d *delivery, a Attempt, took time.Duration) {
+	w.settle(d, Record{
+		Outcome: RecordShed, Status: a.Status, Fault: a.Fault, Reason: a.Reason, Millis: took.Milliseconds(), Time: time.Now(),
 	})
 }
 
-// carry copies an event's headers for a message that stands in for it.
-func (w *Worker) carry(d *delivery) nats.Header {
+// carry copies an event's headers for a message that stands in for it, on the
+// retry lane one hop further on.
+func (w *worker) carry(d *delivery) nats.Header {
 	h := maps.Clone(d.header())
 	if h == nil {
 		h = nats.Header{}
@@ -194,6 +268,9 @@ func (w *Worker) carry(d *delivery) nats.Header {
 	h.Set(HeaderSubscriber, w.sub.Name)
 	h.Set(HeaderOriginSequence, strconv.FormatUint(d.origin.sequence, 10))
 	h.Set(HeaderOriginSubject, d.origin.subject)
+	h.Set(HeaderAttempts, strconv.Itoa(d.attempts))
+	h.Set(HeaderHop, strconv.Itoa(d.hop()+1))
+	h.Set(nats.MsgIdHdr, fmt.Sprintf("%s-%d-%d", w.sub.Name, d.origin.sequence, d.hop()+1))
 	return h
 }
 
@@ -211,7 +288,7 @@ const roomEvery = 500 * time.Millisecond
 
 // room waits until there is room for a dead letter in the subscriber's share.
 // Meanwhile the delivery keeps its slot.
-func (w *Worker) room(d *delivery, size int64) storing {
+func (w *worker) room(d *delivery, size int64) storing {
 	for !w.dead.take(w.stopped, size) {
 		if v := w.patience(d, roomEvery); v != stored {
 			return v
@@ -223,7 +300,7 @@ func (w *Worker) room(d *delivery, size int64) storing {
 // store publishes m and waits until it is on the disk. While the broker can't
 // take it, the delivery keeps its slot, so that a full store slows this
 // subscriber down and drops nothing.
-func (w *Worker) store(d *delivery, m *nats.Msg) storing {
+func (w *worker) store(d *delivery, m *nats.Msg) storing {
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		err := w.parts.Broker.Store(ctx, w.js, m)
@@ -240,7 +317,7 @@ func (w *Worker) store(d *delivery, m *nats.Msg) storing {
 
 // patience waits before something is tried once more, and says whether it is
 // worth trying.
-func (w *Worker) patience(d *delivery, wait time.Duration) storing {
+func (w *worker) patience(d *delivery, wait time.Duration) storing {
 	// The attempt is over: another one may find out whether the subscriber is
 	// still up.
 	d.endProbe()
@@ -263,26 +340,44 @@ func (w *Worker) patience(d *delivery, wait time.Duration) storing {
 // dropRetry removes the retry of an event that ends now. There is one when a
 // process died between storing the retry and recording it, so that the event
 // came again.
-func (w *Worker) dropRetry(d *delivery) {
+func (w *worker) dropRetry(d *delivery) {
+	name, sequence := w.sub.Name, d.origin.sequence
+	subjects := []string{broker.RetryWaiting(name, sequence)}
+	if d.line != "" {
+		subjects = []string{broker.RetryWaitingIn(name, sequence, d.line), broker.RetryBehind(name, sequence, d.line)}
+	}
+	w.purge(subjects...)
+}
+
+// purge deletes what is on subjects of the retry lane.
+func (w *worker) purge(subjects ...string) {
 	ctx, cancel := context.WithTimeout(w.gone, 5*time.Second)
 	defer cancel()
 	s, err := w.js.Stream(ctx, broker.StreamRetry)
-	if err == nil {
-		err = s.Purge(ctx, jetstream.WithPurgeSubject(broker.RetryWaiting(w.sub.Name, d.origin.sequence)))
+	for _, subject := range subjects {
+		if err == nil {
+			err = s.Purge(ctx, jetstream.WithPurgeSubject(subject))
+		}
 	}
 	if err != nil {
-		w.log.Warn("a stale retry may be delivered", "event", d.origin.sequence, "error", err)
+		w.log.Warn("a stale retry may be delivered", "subject", subjects[0], "error", err)
 	}
 }
 
+// record fills in what all records of a delivery have.
+func (w *worker) record(d *delivery, r Record) Record {
+	r.Subscriber, r.Sequence, r.Hop = w.sub.Name, d.origin.sequence, d.hop()
+	r.ID, r.Subject, r.Attempts, r.Earlier = d.event.ID, d.origin.subject, d.attempts, d.tries
+	return r
+}
+
 // settle records how a delivery ended and then acks it. It is the only way to
-// an ack.
-func (w *Worker) settle(d *delivery, e *event.Event, r Record) {
-	if d.again() && r.Outcome != RecordRetry {
+// an ack, but for what the subscriber was never meant to get.
+func (w *worker) settle(d *delivery, r Record) {
+	if d.again() && r.Outcome != RecordRetry && r.Outcome != RecordBehind {
 		w.dropRetry(d)
 	}
-	r.Subscriber, r.Sequence, r.Hop = w.sub.Name, d.origin.sequence, d.origin.hop
-	r.ID, r.Subject = e.ID, d.origin.subject
+	r = w.record(d, r)
 	w.parts.Recorder.add(r, func() {
 		w.parts.Metrics.settled.WithLabelValues(w.sub.Name, r.Outcome).Inc()
 		switch {
@@ -295,10 +390,17 @@ func (w *Worker) settle(d *delivery, e *event.Event, r Record) {
 			w.retries.give(sizeOf(&nats.Msg{Subject: d.subject(), Header: d.header(), Data: d.body()}))
 		}
 		// Before the ack: the same may be coming again at this moment.
-		if d.broken == nil {
-			if p, ok := r.progress(); ok {
-				w.settled.put(r.Sequence, p)
-			}
+		if p, ok := r.progress(); ok && d.broken == nil {
+			w.settled.put(r.Sequence, p)
+		}
+		// And before the same can come another way.
+		switch r.Outcome {
+		case RecordRetry:
+			w.moved(d, waiting)
+		case RecordBehind:
+			w.moved(d, behind)
+		default:
+			w.ended(d)
 		}
 		d.lane.settled(d)
 	})

@@ -38,17 +38,31 @@ type GivenUp struct {
 // Expire makes dead letters of the events up to a sequence, with the cause
 // backlog, except those in flight and in retry. It does not block: ask again
 // until it is done.
-func (w *Worker) Expire(through uint64) { w.surplus.want(&w.surplus.expire, through) }
+func (w *Worker) Expire(through uint64) {
+	w.with(func(now *worker) { now.surplus.want(&now.surplus.expire, through) })
+}
 
 // Shed drops the events up to a sequence, each with its record, except those
 // that are being sent. It does not block: ask again until it is done, and then
 // with 0, or what waits for room later is dropped too.
-func (w *Worker) Shed(through uint64) { w.surplus.want(&w.surplus.shed, through) }
+func (w *Worker) Shed(through uint64) {
+	w.with(func(now *worker) { now.surplus.want(&now.surplus.shed, through) })
+}
 
 // GivenUp counts since the start.
 func (w *Worker) GivenUp() GivenUp {
-	return GivenUp{w.surplus.expired.Load(), w.surplus.gone.Load()}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	g := w.before
+	if w.now != nil {
+		now := w.now.surplus.given()
+		g.Expired += now.Expired
+		g.Shed += now.Shed
+	}
+	return g
 }
+
+func (s *surplus) given() GivenUp { return GivenUp{s.expired.Load(), s.gone.Load()} }
 
 func (s *surplus) want(what *order, through uint64) {
 	what.through.Store(through)
@@ -71,7 +85,7 @@ const (
 )
 
 // surplusLoop gives up what it is told to.
-func (w *Worker) surplusLoop() {
+func (w *worker) surplusLoop() {
 	defer w.fetching.Done()
 	for {
 		select {
@@ -99,7 +113,7 @@ func (w *Worker) surplusLoop() {
 
 // run is a number of rounds in a row.
 type run struct {
-	w            *Worker
+	w            *worker
 	n            int
 	expire, shed bool // which orders it works on
 	// given are the events that were fetched and given back. The broker hands
@@ -163,20 +177,20 @@ func (r *run) round() (more bool, err error) {
 }
 
 // giveUp settles one event without an attempt, or gives it back and says so.
-func (w *Worker) giveUp(d *delivery) bool {
+func (w *worker) giveUp(d *delivery) bool {
 	if !w.onDisk(d) {
 		d.lane.giveBack(d)
 		return false
 	}
-	e, err := event.Decode(d.header(), d.body())
-	if err != nil {
-		e = &event.Event{ID: d.header().Get("ce-id")}
+	var err error
+	if d.event, err = event.Decode(d.header(), d.body()); err != nil {
+		d.event = &event.Event{ID: d.header().Get("ce-id")}
 	}
 	switch seq := d.origin.sequence; {
 	case seq <= w.surplus.expire.through.Load():
-		return w.deadLetter(d, e, causeBacklog, Attempt{Reason: "over the limit of the backlog"}, d.origin.attempts, 0)
+		return w.deadLetter(d, causeBacklog, Attempt{Reason: "over the limit of the backlog"}, 0)
 	case seq <= w.surplus.shed.through.Load():
-		w.shed(d, e, Attempt{}, d.origin.attempts, 0)
+		w.shed(d, Attempt{}, 0)
 		return true
 	}
 	// It is no longer wanted.
@@ -186,6 +200,6 @@ func (w *Worker) giveUp(d *delivery) bool {
 
 // toShed says whether an event is to be shed. It is asked for those, too, whose
 // delivery waits for room: they would hold the room of all the others.
-func (w *Worker) toShed(d *delivery) bool {
+func (w *worker) toShed(d *delivery) bool {
 	return d.lane == w.lanes[0] && d.origin.sequence <= w.surplus.shed.through.Load()
 }

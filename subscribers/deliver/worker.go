@@ -12,13 +12,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
+	"math"
+	mathrand "math/rand/v2"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
 
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/schemas/event"
@@ -36,6 +38,10 @@ type Subscriber struct {
 	Created time.Time
 	// Paused stops fetching; what is in flight is finished.
 	Paused bool
+	// Wants says whether the event of a sequence is meant for the subscriber, of
+	// those that Subjects let through; nil means every one. What it does not want
+	// leaves no record.
+	Wants func(subject string, sequence uint64) bool
 	// Filter says whether the subscriber wants an event; nil means every one.
 	// An error makes a dead letter of the event.
 	Filter func(*event.Event) (bool, error)
@@ -55,21 +61,188 @@ type Parts struct {
 }
 
 // Worker serves one subscriber. Start it once, Stop it once.
+//
+// Where order is wanted only one of several replicas serves it: the one with the
+// lease. Both of a subscriber's cursors must be with the same one, which
+// JetStream's pinned consumers, each for itself, do not see to.
 type Worker struct {
-	sub   Subscriber
-	parts Parts
-	log   *slog.Logger
-	conn  *nats.Conn
-	js    jetstream.JetStream
-	link  *link
-
+	sub     Subscriber
+	parts   Parts
+	log     *slog.Logger
 	breaker *breaker
+	limiter *rate.Limiter
+	pause   *pause
+
+	stopping context.Context // ends when Stop is called
+	halt     context.CancelFunc
+	owning   sync.WaitGroup
+
+	mu     sync.Mutex // guards all below
+	now    *worker    // nil while another replica serves
+	before GivenUp    // by the workers before this one
+	grace  time.Duration
+}
+
+// Start makes the subscriber's cursors, if they are not there yet, and begins
+// to deliver; for one that wants order, as soon as this replica has the lease.
+// ctx bounds only the start.
+func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
+	limit := rate.Inf
+	if r := sub.Config.Limits.Rate; r > 0 {
+		limit = rate.Limit(r)
+	}
+	w := &Worker{
+		sub: sub, parts: parts, log: parts.Log.With("subscriber", sub.Name), pause: newPause(),
+		// A tenth of a second's worth may go at once: timers are not finer.
+		limiter: rate.NewLimiter(limit, max(1, int(min(float64(limit), maxRate)/10))),
+	}
+	if _, ok := sub.Sender.(BatchSender); sub.Config.Limits.Batch.Events > 0 && !ok {
+		return nil, errors.New("limits.batch: this way of delivery takes one event at a time; remove the key")
+	}
+	w.breaker = newBreaker(sub.Config.Breaker, w.breakerChanged)
+	w.stopping, w.halt = context.WithCancel(context.Background())
+	w.pause.set(sub.Paused)
+	parts.Metrics.init(sub.Name)
+	if sub.Config.Ordering != Unordered && sub.Config.Ordering != "" {
+		w.owning.Go(w.own)
+		return w, nil
+	}
+	now, err := start(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	w.now = now
+	return w, nil
+}
+
+// own serves whenever the lease is ours.
+func (w *Worker) own() {
+	for {
+		lease, err := w.parts.Broker.Lease(w.stopping, "deliver-"+w.sub.Name, w.log)
+		if err != nil {
+			return // stopping
+		}
+		if err := w.serve(lease.Context()); err != nil {
+			w.log.Warn("not started, trying again", "error", err)
+			t := time.NewTimer(time.Second)
+			select {
+			case <-t.C:
+			case <-w.stopping.Done():
+			}
+			t.Stop()
+		}
+		lease.Release()
+	}
+}
+
+// serve delivers until ctx ends, or Stop is called.
+func (w *Worker) serve(ctx context.Context) error {
+	// What another replica settled last is in its records alone.
+	if err := w.parts.Recorder.refresh(ctx); err != nil {
+		return err
+	}
+	starting, cancel := context.WithTimeout(ctx, 10*time.Second)
+	now, err := start(starting, w)
+	cancel()
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	w.now = now
+	w.mu.Unlock()
+	select {
+	case <-ctx.Done():
+	case <-w.stopping.Done():
+	}
+	w.mu.Lock()
+	w.now = nil
+	grace := w.grace
+	w.mu.Unlock()
+	if w.stopping.Err() == nil {
+		grace = 0
+	}
+	now.stopAll(grace)
+	given := now.surplus.given()
+	w.mu.Lock()
+	w.before.Expired += given.Expired
+	w.before.Shed += given.Shed
+	w.mu.Unlock()
+	return nil
+}
+
+// with calls do if this replica serves the subscriber.
+func (w *Worker) with(do func(*worker)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.now != nil {
+		do(w.now)
+	}
+}
+
+// Stop stops fetching, lets attempts under way end within grace, and returns
+// when everything is settled or given back. Given back means that it comes
+// again, to this process or the next.
+func (w *Worker) Stop(grace time.Duration) {
+	w.mu.Lock()
+	w.grace = grace
+	w.mu.Unlock()
+	w.halt()
+	w.owning.Wait()
+	w.mu.Lock()
+	now := w.now
+	w.mu.Unlock()
+	if now != nil {
+		now.stopAll(grace)
+	}
+	w.sub.Sender.Close()
+}
+
+// SetPaused pauses or resumes fetching. Attempts under way are finished.
+func (w *Worker) SetPaused(paused bool) { w.pause.set(paused) }
+
+// Breaker tells how the subscriber is doing.
+func (w *Worker) Breaker() BreakerStatus { return w.breaker.status() }
+
+// Serving says whether this replica serves the subscriber. Where order is
+// wanted, only one does.
+func (w *Worker) Serving() bool {
+	serving := false
+	w.with(func(*worker) { serving = true })
+	return serving
+}
+
+func (w *Worker) breakerChanged(s BreakerStatus) {
+	open := s.State != "closed"
+	w.parts.Metrics.breaker.WithLabelValues(w.sub.Name).Set(map[bool]float64{true: 1}[open])
+	if open {
+		w.parts.Broker.Report("breaker.opened", w.sub.Name, map[string]any{
+			"failures": s.Failures, "lastError": s.LastError, "nextProbe": s.NextProbe,
+		})
+		return
+	}
+	w.parts.Broker.Report("breaker.closed", w.sub.Name, map[string]any{})
+	w.with(func(now *worker) {
+		if now.stopped.Err() == nil {
+			now.sending.Go(now.hasten)
+		}
+	})
+}
+
+// worker is what serves the subscriber for as long as this replica may.
+type worker struct {
+	*Worker
+	conn *nats.Conn
+	js   jetstream.JetStream
+	link *link
+
 	slots   *semaphore.Weighted
 	lanes   [2]*lane
+	gate    *gate  // nil unless order is wanted
 	dead    *share // of DEADLETTERS
 	retries *share // of RETRY
 	surplus surplus
 	settled settled
+	outage  outage
 
 	stopped   context.Context // ends when no more may be fetched
 	stop      context.CancelFunc
@@ -78,47 +251,48 @@ type Worker struct {
 	fetching  sync.WaitGroup // the loops that take messages
 	sending   sync.WaitGroup // deliveries, until their settlement is queued
 
-	gone  context.Context // ends when Stop returns
+	gone  context.Context // ends when stopAll returns
 	leave context.CancelFunc
-
-	pause *pause
 }
 
-// Start makes the subscriber's cursors, if they are not there yet, and begins
-// to deliver. ctx bounds only the start.
-func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
-	nc, js, err := parts.Broker.Connect("deliver-" + sub.Name)
+func start(ctx context.Context, of *Worker) (*worker, error) {
+	sub := of.sub
+	nc, js, err := of.parts.Broker.Connect("deliver-" + sub.Name)
 	if err != nil {
 		return nil, err
 	}
-	w := &Worker{
-		sub: sub, parts: parts, conn: nc, js: js, link: newLink(nc),
-		log:   parts.Log.With("subscriber", sub.Name),
+	w := &worker{
+		Worker: of, conn: nc, js: js, link: newLink(nc),
 		slots: semaphore.NewWeighted(int64(sub.Config.Limits.Concurrency)),
-		pause: newPause(),
 	}
-	w.breaker = newBreaker(sub.Config.Breaker, w.breakerChanged)
 	w.stopped, w.stop = context.WithCancel(context.Background())
 	w.abandoned, w.abandon = context.WithCancel(context.Background())
 	w.gone, w.leave = context.WithCancel(context.Background())
-	w.pause.set(sub.Paused)
-	parts.Metrics.init(sub.Name)
-
 	w.surplus.wake = make(chan struct{}, 1)
 	w.shares()
 
+	window := w.window()
+	if o := sub.Config.Ordering; o == Strict {
+		w.gate = newGate(math.MaxInt)
+	} else if o == ByKey {
+		w.gate = newGate(window / 2)
+	}
 	// Twice the prefetch: some are in the queue and some in slots.
-	inFlight := 4*sub.Config.Limits.Concurrency + 16
+	inFlight := 4*window + 16
 	w.lanes = [2]*lane{
 		// And two rounds of surplus: one being settled and one acked.
-		newLane(w, broker.StreamEvents, consumerConfig(sub.Name, sub.Subjects, sub.StartSequence, inFlight+2*lastRound), eventOrigin),
-		newLane(w, broker.StreamRetry, retryConfig(sub.Name, inFlight), retryOrigin),
+		newLane(w, broker.StreamEvents, consumerConfig(sub.Name, sub.Subjects, sub.StartSequence, inFlight+2*lastRound), window, eventOrigin),
+		newLane(w, broker.StreamRetry, retryConfig(sub.Name, inFlight), window, retryOrigin),
 	}
 	for _, l := range w.lanes {
 		if _, err := l.declare(ctx); err != nil {
 			nc.Close()
 			return nil, err
 		}
+	}
+	if err := w.sortRetries(ctx); err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("what waits on the retry lane: %w", err)
 	}
 	for _, l := range w.lanes {
 		w.fetching.Add(3)
@@ -131,6 +305,29 @@ func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
 	return w, nil
 }
 
+const (
+	// maxWindow bounds the events that one lane holds ready, whatever the batch.
+	maxWindow = 4096
+	// strictWindow is the prefetch of a subscriber that gets one event after
+	// another: enough that it never waits for the next one.
+	strictWindow = 64
+	// keyWindow gives events of other keys a chance to be fetched while those of
+	// some wait for their turn.
+	keyWindow = 8
+)
+
+// window is how many events one lane holds ready.
+func (w *worker) window() int {
+	n := max(2, w.sub.Config.Limits.Concurrency)
+	switch w.sub.Config.Ordering {
+	case Strict:
+		return strictWindow
+	case ByKey:
+		n *= keyWindow
+	}
+	return min(n*max(1, w.sub.Config.Limits.Batch.Events), maxWindow)
+}
+
 // How old a count of a subscriber's messages may be when it says that there is
 // no more room. RETRY's take long, because each message has a subject of its
 // own; in return this process knows what it stored and what came due.
@@ -140,7 +337,7 @@ const (
 	countRetryEvery = time.Minute
 )
 
-func (w *Worker) shares() {
+func (w *worker) shares() {
 	name, b := w.sub.Name, w.parts.Broker
 	report := func(what, fix string) func(bool, int64) {
 		return func(full bool, used int64) {
@@ -158,7 +355,7 @@ func (w *Worker) shares() {
 			broker.StreamDeadLetters, broker.DeadLetterAll(name))),
 	}
 	w.retries = &share{
-		limit: b.RetryShare(), count: counter(w.js, broker.StreamRetry, broker.RetryWaitingAll(name), broker.RetryDue(name)),
+		limit: b.RetryShare(), count: counter(w.js, broker.StreamRetry, broker.RetryAll(name)...),
 		every: countRetryEvery, log: w.log,
 		changed: report("retries", "no further events are sent to it until some retries have come due: see why its attempts fail"),
 	}
@@ -167,7 +364,7 @@ func (w *Worker) shares() {
 // roomToRetry waits until a failed attempt would have a place in RETRY, or
 // answers false when ctx ends. Deliveries must not wait for it in their slots:
 // the retries that make room need slots too.
-func (w *Worker) roomToRetry(ctx context.Context) bool {
+func (w *worker) roomToRetry(ctx context.Context) bool {
 	for w.retries.spent(ctx) {
 		t := time.NewTimer(roomEvery)
 		select {
@@ -180,10 +377,8 @@ func (w *Worker) roomToRetry(ctx context.Context) bool {
 	return true
 }
 
-// Stop stops fetching, lets attempts under way end within grace, and returns
-// when everything is settled or given back. Given back means that it comes
-// again, to this process or the next.
-func (w *Worker) Stop(grace time.Duration) {
+// stopAll is Stop for what serves now.
+func (w *worker) stopAll(grace time.Duration) {
 	w.stop()
 	timer := time.AfterFunc(grace, w.abandon)
 	defer timer.Stop()
@@ -202,14 +397,13 @@ func (w *Worker) Stop(grace time.Duration) {
 	w.abandon()
 	w.leave()
 	w.conn.Close()
-	w.sub.Sender.Close()
 }
 
 // settleGrace is how long a stop waits for the broker to store settlements.
 const settleGrace = 5 * time.Second
 
 // held counts the deliveries in this process's hands.
-func (w *Worker) held() int {
+func (w *worker) held() int {
 	n := 0
 	for _, l := range w.lanes {
 		l.mu.Lock()
@@ -219,122 +413,8 @@ func (w *Worker) held() int {
 	return n
 }
 
-// SetPaused pauses or resumes fetching. Attempts under way are finished.
-func (w *Worker) SetPaused(paused bool) { w.pause.set(paused) }
-
-// Breaker tells how the subscriber is doing.
-func (w *Worker) Breaker() BreakerStatus { return w.breaker.status() }
-
-func (w *Worker) breakerChanged(s BreakerStatus) {
-	open := s.State != "closed"
-	w.parts.Metrics.breaker.WithLabelValues(w.sub.Name).Set(map[bool]float64{true: 1}[open])
-	if open {
-		w.parts.Broker.Report("breaker.opened", w.sub.Name, map[string]any{
-			"failures": s.Failures, "lastError": s.LastError, "nextProbe": s.NextProbe,
-		})
-		return
-	}
-	w.parts.Broker.Report("breaker.closed", w.sub.Name, map[string]any{})
-}
-
-// inPlace is the wait before the one repetition that is made on the spot: long
-// enough for a connection that was just closed, short enough to hold a slot.
-// Whatever takes longer than quick is not repeated on the spot.
-const (
-	inPlace = 150 * time.Millisecond
-	quick   = time.Second
-)
-
-// deliver makes an attempt, or two, and settles.
-func (w *Worker) deliver(d *delivery) {
-	if !w.onDisk(d) {
-		d.lane.giveBack(d)
-		return
-	}
-	e, err := event.Decode(d.header(), d.body())
-	if err = errors.Join(d.broken, err); err != nil {
-		w.deadLetter(d, &event.Event{ID: d.header().Get("ce-id")}, causeUndecodable, Attempt{Reason: "not an event of ours: " + err.Error()}, d.origin.attempts, 0)
-		return
-	}
-	attempts := d.origin.attempts
-	for try := 0; ; try++ {
-		p, ok := w.breaker.allow(d.probed != nil)
-		if !ok {
-			d.lane.giveBack(d)
-			return
-		}
-		attempts++
-		a, took := w.attempt(e, p)
-		switch a.Outcome {
-		case Aborted:
-			d.lane.giveBack(d)
-			return
-		case Delivered:
-			w.delivered(d, e, a, attempts, took)
-			return
-		case Rejected:
-			w.deadLetter(d, e, causeRejected, a, attempts, took)
-			return
-		}
-		again := try == 0 && !p.probe && took < quick && a.RetryAfter == 0 && w.breaker.closed()
-		if !again || !w.sleep(inPlace) {
-			w.retry(d, e, p.probe, a, attempts, took)
-			return
-		}
-	}
-}
-
-// onDisk waits until the event itself is on the disk. Until then a power cut
-// can take it back and give its place in the stream to another event, which
-// would then count as settled. false means the worker is stopping, or nobody
-// knows.
-func (w *Worker) onDisk(d *delivery) bool {
-	if d.lane.stream != broker.StreamEvents || d.origin.sequence <= w.parts.Broker.DurableThrough() {
-		return true
-	}
-	err := w.parts.Broker.Durable(w.abandoned, d.epoch, d.origin.sequence)
-	if err != nil && w.stopped.Err() == nil {
-		w.log.Debug("not delivered before it is on the disk", "error", err)
-		w.sleep(inPlace) // it comes again at once
-	}
-	return err == nil
-}
-
-// attempt makes one try under a deadline and tells the breaker.
-func (w *Worker) attempt(e *event.Event, p permit) (Attempt, time.Duration) {
-	inFlight := w.parts.Metrics.inFlight.WithLabelValues(w.sub.Name)
-	inFlight.Inc()
-	defer inFlight.Dec()
-	ctx, cancel := context.WithTimeout(w.abandoned, w.sub.Config.Limits.Timeout.Std())
-	defer cancel()
-	start := time.Now()
-	a := Attempt{Outcome: Failed, Reason: "panic in the sender"}
-	func() {
-		defer func() {
-			if r := recover(); r != nil {
-				w.log.Error("panic in a sender", "panic", fmt.Sprint(r))
-			}
-		}()
-		a = w.sub.Sender.Send(ctx, e)
-	}()
-	took := time.Since(start)
-	switch a.Outcome {
-	case Aborted:
-		p.abort()
-	case Failed:
-		p.report(false, a.Reason)
-	default:
-		p.report(true, "")
-	}
-	w.parts.Metrics.attempts.WithLabelValues(w.sub.Name, string(a.Outcome)).Inc()
-	w.parts.Metrics.attemptTime.WithLabelValues(w.sub.Name).Observe(took.Seconds())
-	w.log.Debug("delivery attempted", "event", e.ID, "type", e.Type, "outcome", a.Outcome,
-		"status", a.Status, "reason", a.Reason, "took", took)
-	return a, took
-}
-
 // sleep waits, or returns false when the worker is stopping.
-func (w *Worker) sleep(d time.Duration) bool {
+func (w *worker) sleep(d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -348,5 +428,5 @@ func (w *Worker) sleep(d time.Duration) bool {
 // jitter spreads d by a tenth either way, so that what failed together does
 // not come back together.
 func jitter(d time.Duration) time.Duration {
-	return time.Duration(float64(d) * (0.9 + 0.2*rand.Float64()))
+	return time.Duration(float64(d) * (0.9 + 0.2*mathrand.Float64()))
 }

@@ -297,7 +297,9 @@ func (r *Registry) Backlog(ctx context.Context, name string) (Backlog, error) {
 		n               *int
 	}{
 		{broker.StreamRetry, broker.RetryWaitingAll(name), &b.Retry},
+		{broker.StreamRetry, broker.RetryBehindAll(name), &b.Retry},
 		{broker.StreamRetry, broker.RetryDue(name), &b.Retry},
+		{broker.StreamRetry, broker.RetryDueAll(name), &b.Retry},
 		{broker.StreamDeadLetters, broker.DeadLetterAll(name), &b.DeadLetters},
 	} {
 		counts, err := r.broker.SubjectCounts(ctx, q.stream, q.subject)
@@ -380,7 +382,7 @@ func (r *Registry) clear(ctx context.Context, name string) error {
 		return err
 	}
 	for stream, subjects := range map[string][]string{
-		broker.StreamRetry:       {broker.RetryWaitingAll(name), broker.RetryDue(name)},
+		broker.StreamRetry:       broker.RetryAll(name),
 		broker.StreamDeadLetters: {broker.DeadLetterAll(name)},
 	} {
 		s, err := js.Stream(ctx, stream)
