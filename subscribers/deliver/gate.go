@@ -226,8 +226,7 @@ func (g *gate) advance(l *line) todo {
 	return todo{}
 }
 
-// retried notes that d has a place on the retry lane now. Those who stand behind
-// it go there too.
+// retried notes that d has a place on the retry lane now.
 func (g *gate) retried(d *delivery, at spot) todo {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -240,8 +239,14 @@ func (g *gate) retried(d *delivery, at spot) todo {
 		return todo{}
 	}
 	l.entries[i].at, l.entries[i].d = at, nil
+	return g.next(l)
+}
+
+// next lets the first of a line pass if it may. If it waits on the retry lane,
+// perhaps for hours, those who stand behind it go there too. The caller holds mu.
+func (g *gate) next(l *line) todo {
 	t := g.advance(l)
-	if i > 0 || at != waiting || g.shut > 0 {
+	if g.shut > 0 || len(t.bring) > 0 || len(l.entries) == 0 || l.entries[0].at != waiting {
 		return t
 	}
 	for i := range l.entries {
@@ -273,7 +278,7 @@ func (g *gate) ended(name string, sequence uint64) todo {
 	} else {
 		l.entries = slices.Delete(l.entries, i, i+1)
 	}
-	return g.advance(l)
+	return g.next(l)
 }
 
 // givenBack notes that d comes again.
@@ -333,11 +338,18 @@ func (g *gate) look() (all []todo) {
 		return nil
 	}
 	for _, l := range g.lines {
-		if t := g.advance(l); len(t.send)+len(t.bring) > 0 {
+		if t := g.next(l); len(t.send)+len(t.put)+len(t.bring) > 0 {
 			all = append(all, t)
 		}
 	}
 	return all
+}
+
+// closed says whether nobody may pass.
+func (g *gate) closed() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.shut > 0
 }
 
 // leave takes all out that stand in line, so that they can be given back.

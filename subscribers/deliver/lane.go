@@ -29,6 +29,7 @@ type delivery struct {
 	// the last.
 	attempts int
 	tries    []Try
+	due      time.Time // in strict order, when the next attempt is not free
 	// probed is set when it was fetched to find out whether the subscriber is
 	// back: it gives the right to probe to the next one.
 	probed func()
@@ -198,8 +199,13 @@ func (l *lane) fetchInOrder(running context.Context) error {
 	if l.gapped() {
 		return l.gather(running)
 	}
-	if !l.w.breaker.closed() && l.w.held() > 0 {
+	switch {
+	case !l.w.breaker.closed() && l.w.held() > 0:
 		l.w.sleep(downEvery)
+		return nil
+	case !l.counts() && l.w.gate.closed():
+		// What stood about here could keep those out that are first.
+		l.w.sleep(inPlace)
 		return nil
 	}
 	ctx, cancel := context.WithCancel(running)

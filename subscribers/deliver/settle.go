@@ -132,6 +132,13 @@ func (r *Retry) next(a Attempt, rounds int, free bool, longest time.Duration) pl
 // be tried again.
 func (w *worker) failed(d *delivery, a Attempt, took time.Duration, free bool) (again bool) {
 	cfg := &w.sub.Config
+	strict := cfg.Ordering == Strict && d.line != ""
+	if strict && a.Outcome == Failed {
+		// The head is the only one to probe with, so what comes before its time
+		// is free and what comes at its time is not: an outage makes no dead
+		// letters soon, and an event that never succeeds is given up at last.
+		free = time.Now().Before(d.due)
+	}
 	p := cfg.Retry.next(a, d.origin.rounds, free, cfg.Breaker.MaxOpenFor.Std())
 	if age := w.age(d.event); p.cause == "" && w.tooOld(age+p.wait) {
 		p.cause = causeExpired
@@ -141,32 +148,50 @@ func (w *worker) failed(d *delivery, a Attempt, took time.Duration, free bool) (
 		w.deadLetter(d, p.cause, a, took)
 		return false
 	}
-	if cfg.Ordering != Strict || d.line == "" {
+	if !strict {
 		w.retry(d, p, a, took, free)
 		return false
 	}
 	now := time.Now()
-	next := now.Add(p.wait)
+	if !free || d.due.IsZero() {
+		d.due = now.Add(p.wait)
+	}
+	next := d.due
 	r := w.record(d, Record{
 		Outcome: RecordTried, Status: a.Status, Fault: a.Fault, Reason: a.Reason, Millis: took.Milliseconds(), Time: now, Next: &next, Probe: free,
 	})
 	w.parts.Recorder.add(r, func() {})
 	d.tries, d.origin.rounds = nil, p.rounds
-	d.endProbe()
-	for until := time.Now().Add(p.wait); ; {
+	for {
 		if w.toShed(d) {
 			w.shed(d, a, took)
 			return false
 		}
-		left := time.Until(until)
-		if left <= 0 {
+		left := time.Until(d.due)
+		if left <= 0 || w.mayProbe(min(left, roomEvery)) {
 			return true
 		}
-		if !w.sleep(min(left, roomEvery)) {
+		if w.stopped.Err() != nil {
 			d.lane.giveBack(d)
 			return false
 		}
 	}
+}
+
+// mayProbe waits for a while, or until the breaker, if it is open, lets one
+// attempt through.
+func (w *worker) mayProbe(wait time.Duration) bool {
+	if w.breaker.closed() {
+		w.sleep(wait)
+		return false
+	}
+	ctx, cancel := context.WithTimeout(w.stopped, wait)
+	defer cancel()
+	_, _, done, err := w.breaker.turn(ctx)
+	if err == nil {
+		done()
+	}
+	return err == nil
 }
 
 // retry puts an event on the retry lane, where it waits for its next attempt.
