@@ -311,14 +311,17 @@ const (
 	// strictWindow is the prefetch of a subscriber that gets one event after
 	// another: enough that it never waits for the next one.
 	strictWindow = 64
+	// readyFor is how many events are held ready for each attempt that may run, so
+	// that none waits for the next request to the broker, and requests are few.
+	readyFor = 4
 	// keyWindow gives events of other keys a chance to be fetched while those of
 	// some wait for their turn.
-	keyWindow = 8
+	keyWindow = 2
 )
 
 // window is how many events one lane holds ready.
 func (w *worker) window() int {
-	n := max(2, w.sub.Config.Limits.Concurrency)
+	n := readyFor * w.sub.Config.Limits.Concurrency
 	switch w.sub.Config.Ordering {
 	case Strict:
 		return strictWindow

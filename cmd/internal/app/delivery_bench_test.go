@@ -1,0 +1,107 @@
+//go:build unix
+
+package app_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// deliveryBodies are the bodies of n deliveries: what a subscriber gets of the
+// events of batch, as a program would post them that has nothing else to do.
+func deliveryBodies(n int) [][]byte {
+	bodies := make([][]byte, n)
+	filler := strings.Repeat("x", 700)
+	for i := range bodies {
+		bodies[i] = fmt.Appendf(nil, `{"specversion":"1.0","id":%q,"source":"/topics/shop","type":"Order.Placed","subject":"orders/%d","time":"2026-11-01T10:00:00Z","datacontenttype":"application/json","gridfansource":"eg","via":"push","partitionkey":"orders/%d","recordedtime":"2026-11-01T10:00:00.000000000Z","data":{"filler":%q}}`,
+			stamped(), i, i, filler)
+	}
+	return bodies
+}
+
+// rawPosts posts bodies over as many connections as a subscriber's concurrency,
+// with a plain client, and returns how long it took.
+func rawPosts(b *testing.B, url string, connections int, bodies [][]byte) time.Duration {
+	b.Helper()
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{MaxConnsPerHost: connections, MaxIdleConnsPerHost: connections}}
+	defer client.CloseIdleConnections()
+	work := make(chan []byte, len(bodies))
+	for _, body := range bodies {
+		work <- body
+	}
+	close(work)
+	begin := time.Now()
+	var wg sync.WaitGroup
+	for range connections {
+		wg.Go(func() {
+			for body := range work {
+				resp, err := client.Post(url, "application/cloudevents+json; charset=utf-8", bytes.NewReader(body))
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+			}
+		})
+	}
+	wg.Wait()
+	return time.Since(begin)
+}
+
+// BenchmarkDelivery compares what is delivered in a second, of events that were
+// accepted before, with a plain client that posts the same bodies to the same
+// receiver, in turns.
+func BenchmarkDelivery(b *testing.B) {
+	const connections, rounds, posts = 32, 6, 50
+	for _, tt := range []struct{ name, more string }{
+		{"plain", ""},
+		{"everything", `, filter: "event.type == 'Order.Placed' && event.data.filler != 'y'", transform: ". + {seen: true}"`},
+	} {
+		b.Run(tt.name, func(b *testing.B) {
+			for b.Loop() {
+				r := startReceivers(b)
+				url := "http://" + r.addr + "/ok/one"
+				g := start(b, sources, fmt.Sprintf("subscribers:\n  one: { subjects: [ \"events.>\" ], deliver: { webhook: { url: %q } }, limits: { concurrency: %d, timeout: 5s }%s }\n", url, connections, tt.more))
+				pause := func(on bool) {
+					if _, err := g.admin.SetPaused(b.Context(), "one", on); err != nil {
+						b.Fatal(err)
+					}
+				}
+				bodies := deliveryBodies(posts * 100)
+				var ratios, ours, theirs, costs []float64
+				for round := range rounds + 1 {
+					pause(true)
+					for range posts {
+						mustPost(b, g.app.PublicAddr(), "eg", batch(100))
+					}
+					before, begin := cpu(b), time.Now()
+					pause(false)
+					n := r.await(len(bodies)).N
+					took, cost := time.Since(begin), cpu(b)-before
+					runtime.GC()
+					raw := rawPosts(b, url, connections, bodies)
+					r.await(len(bodies))
+					if round == 0 {
+						continue // warm up
+					}
+					rate, plain := float64(n)/took.Seconds(), float64(len(bodies))/raw.Seconds()
+					ours, theirs, ratios = append(ours, rate), append(theirs, plain), append(ratios, rate/plain)
+					costs = append(costs, cost.Seconds()*1000/float64(n)*1000)
+				}
+				b.ReportMetric(median(ours), "delivered/s")
+				b.ReportMetric(median(theirs), "raw-posts/s")
+				b.ReportMetric(median(ratios), "ratio")
+				b.ReportMetric(median(costs), "cpu-ms/1000-deliveries")
+				g.stop()
+			}
+		})
+	}
+}
