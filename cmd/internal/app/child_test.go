@@ -152,6 +152,14 @@ func receiversChild() int {
 		more.Broadcast()
 		w.WriteHeader(http.StatusNoContent)
 	})
+	trouble := newTroubles(func() {
+		mu.Lock()
+		took = append(took, 0)
+		mu.Unlock()
+		more.Broadcast()
+	})
+	mux.HandleFunc("POST /trouble/{kind}/{name}", trouble.serve)
+	mux.HandleFunc("POST /troubles", trouble.change)
 	mux.HandleFunc("POST /hang", func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		wait(r, patience)
