@@ -8,6 +8,8 @@ import (
 	"os/signal"
 	"syscall"
 
+	"golang.org/x/term"
+
 	"github.com/gridfan/gridfan/cmd/internal/cli"
 )
 
@@ -24,8 +26,30 @@ func run() int {
 	context.AfterFunc(ctx, stop)
 	return cli.Main(ctx, os.Args[1:], cli.Env{
 		Out: os.Stdout, Err: os.Stderr, Version: version, Getenv: os.Getenv,
-		OutIsTerminal: isTerminal(os.Stdout),
+		OutIsTerminal: isTerminal(os.Stdout), Terminal: terminal(),
 	})
+}
+
+// terminal gives the screen and keyboard of this process, nil unless it has both.
+func terminal() *cli.Terminal {
+	in, out := int(os.Stdin.Fd()), int(os.Stdout.Fd())
+	if !term.IsTerminal(in) || !term.IsTerminal(out) || !term.IsTerminal(int(os.Stderr.Fd())) {
+		return nil
+	}
+	return &cli.Terminal{
+		Keys: os.Stdin,
+		Raw: func() (func(), error) {
+			was, err := term.MakeRaw(in)
+			if err != nil {
+				return nil, err
+			}
+			return func() { _ = term.Restore(in, was) }, nil // it fails only when the terminal is gone
+		},
+		Width: func() int {
+			w, _, _ := term.GetSize(out) // 0 if unknown
+			return w
+		},
+	}
 }
 
 // isTerminal says whether f is a screen rather than a pipe or a file.

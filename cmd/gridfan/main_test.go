@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,9 +34,10 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"up":      cmdUp,
-			"expect":  cmdExpect,
-			"receive": cmdReceive,
+			"up":       cmdUp,
+			"expect":   cmdExpect,
+			"receive":  cmdReceive,
+			"received": cmdReceived,
 		},
 		RequireExplicitExec: true,
 	})
@@ -52,17 +54,19 @@ func freeAddr() (string, error) {
 
 // cmdUp waits until a URL answers 200.
 func cmdUp(ts *testscript.TestScript, _ bool, args []string) {
-	ts.Check(poll(func() error {
-		resp, err := http.Get(args[0])
-		if err != nil {
-			return err
-		}
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("%s answers %d", args[0], resp.StatusCode)
-		}
-		return nil
-	}))
+	ts.Check(poll(func() error { return answers(args[0]) }))
+}
+
+func answers(url string) error {
+	resp, err := http.Get(url)
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answers %d", url, resp.StatusCode)
+	}
+	return nil
 }
 
 // cmdExpect runs a command of gridfan until it prints what a pattern matches.
@@ -84,9 +88,27 @@ func cmdExpect(ts *testscript.TestScript, _ bool, args []string) {
 func cmdReceive(ts *testscript.TestScript, _ bool, _ []string) {
 	l, err := net.Listen("tcp", ts.Getenv("RECEIVER"))
 	ts.Check(err)
-	s := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+	s := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		posted.Store(r.Host+r.URL.Path, true)
+	})}
 	go s.Serve(l) // it ends with Close
 	ts.Defer(func() { s.Close() })
+}
+
+// posted has the addresses and paths at which endpoints got something.
+var posted sync.Map
+
+// cmdReceived runs a command until something has come to a path of $RECEIVER.
+func cmdReceived(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(poll(func() error {
+		if _, ok := posted.Load(ts.Getenv("RECEIVER") + args[0]); ok {
+			return nil
+		}
+		if err := ts.Exec(args[1], args[2:]...); err != nil {
+			return err
+		}
+		return fmt.Errorf("nothing has come to %s", args[0])
+	}))
 }
 
 // poll repeats f until it succeeds, for at most half a minute.

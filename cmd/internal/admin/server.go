@@ -37,6 +37,8 @@ type Parts struct {
 	Fleet      *registry.Fleet
 	Gatherer   prometheus.Gatherer
 	Log        *slog.Logger
+	// Stopping ends when the listener stops, so that answers that go on end.
+	Stopping context.Context
 }
 
 // NewHandler serves the admin listener. An empty token lets everybody in who
@@ -53,6 +55,7 @@ func NewHandler(p Parts, token secret.String) http.Handler {
 	api.Handle("POST /api/v1/subscribers/{name}/pause", handle(s.pause(true)))
 	api.Handle("POST /api/v1/subscribers/{name}/resume", handle(s.pause(false)))
 	s.quarantineRoutes(api)
+	listenRoutes(api, p)
 	schemaRoutes(api)
 	api.Handle("GET /metrics", promhttp.HandlerFor(p.Gatherer, promhttp.HandlerOpts{}))
 	api.Handle("/", handle(func(http.ResponseWriter, *http.Request) (any, error) {

@@ -192,15 +192,18 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	in.Publish(publisher)
 	a.onStop("public server", stopPublic)
 	a.onStop("ingress", func(context.Context) error { in.Stop(); return nil })
-	a.serve("admin", a.admin, &http.Server{
+	stopping, stop := context.WithCancel(context.Background())
+	api := &http.Server{
 		Handler: admin.NewHandler(admin.Parts{
 			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Publisher: publisher, Quarantine: held,
-			Registry: subscribers, Fleet: fleet, Gatherer: metrics, Log: a.log,
+			Registry: subscribers, Fleet: fleet, Gatherer: metrics, Log: a.log, Stopping: stopping,
 		}, cfg.Listen.AdminToken),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		WriteTimeout:      60 * time.Second,
-	})
+	}
+	api.RegisterOnShutdown(stop)
+	a.serve("admin", a.admin, api)
 
 	a.log.Info("gridfan is up", "version", a.opts.Version,
 		"ingress", a.public.Addr().String(), "admin", a.admin.Addr().String(), "nats", a.broker.URL(),

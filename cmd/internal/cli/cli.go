@@ -34,6 +34,19 @@ type Env struct {
 	Version       string
 	Getenv        func(string) string
 	OutIsTerminal bool
+	// Terminal is nil unless a person sits before input, output and errors.
+	Terminal *Terminal
+}
+
+// Terminal is a screen with a keyboard.
+type Terminal struct {
+	Keys io.Reader
+	// Raw makes keys arrive as they are pressed, without being shown and without
+	// a meaning of their own, until restore is called. Lines then need a
+	// carriage return.
+	Raw func() (restore func(), err error)
+	// Width is in characters, 0 if unknown.
+	Width func() int
 }
 
 // color says whether escape sequences may go to Out (no-color.org).
@@ -95,7 +108,7 @@ Run it:              gridfan serve -c gridfan.yaml`,
 	root.AddCommand(
 		newServe(env), newDev(env),
 		newSubscribe(env), newSubscribers(env),
-		newStatus(env), newTrigger(env), newQuarantine(env), newConfig(env),
+		newStatus(env), newTrigger(env), newListen(env), newQuarantine(env), newConfig(env),
 	)
 	return root
 }
