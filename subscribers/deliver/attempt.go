@@ -44,6 +44,11 @@ func (w *worker) prepare(d *delivery) bool {
 		d.lane.giveBack(d)
 		return false
 	}
+	if w.settledElsewhere(d) {
+		d.lane.settled(d)
+		w.ended(d)
+		return false
+	}
 	e, err := event.Decode(d.header(), d.body())
 	if err = errors.Join(d.broken, err); err != nil {
 		d.event = &event.Event{ID: d.header().Get("ce-id")}
@@ -77,6 +82,22 @@ func (w *worker) prepare(d *delivery) bool {
 		}
 	}
 	return true
+}
+
+// settledElsewhere says whether another replica settled what comes again and
+// died before its ack arrived. Without a second look the books would have it
+// twice.
+func (w *worker) settledElsewhere(d *delivery) bool {
+	if !d.again() || d.broken != nil || w.parts.Broker.Embedded() {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(w.stopped, 5*time.Second)
+	defer cancel()
+	if err := w.parts.Recorder.refresh(ctx); err != nil {
+		w.log.Debug("records of other replicas not read", "error", err)
+	}
+	p, ok := w.parts.Recorder.recall(w.sub.Name, d.origin.sequence, w.sub.Created)
+	return ok && p.passed(d.hop())
 }
 
 // guarded runs what an operator wrote: whatever it does costs the one event.

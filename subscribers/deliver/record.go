@@ -126,12 +126,13 @@ type Recorder struct {
 	room   chan struct{} // a token for each record that may wait
 	done   chan struct{}
 
-	// settled holds what another process recorded shortly before it died, and
-	// when: the broker may not have seen the acks. last is the block up to which
+	// settled holds what was recorded lately, by other processes too that may
+	// have died since, and when: the broker may not have seen the acks. last is the block up to which
 	// it was read.
-	recalling sync.Mutex // guards both
+	recalling sync.Mutex // guards all three
 	settled   map[place][]recalled
 	last      uint64
+	refreshed time.Time
 }
 
 type recalled struct {
@@ -154,6 +155,13 @@ const maxBlock = 512 << 10
 // may be missing. The broker writes acks to the disk every 100 ms; ten seconds
 // cover a disk that was busy, and at 5,000 settlements a second cost 5 MB.
 const recallWindow = 10 * time.Second
+
+// refreshEvery bounds how often the records of other replicas are read, and
+// recallMost what is remembered of them: twice what is settled in recallWindow.
+const (
+	refreshEvery = 200 * time.Millisecond
+	recallMost   = 100_000
+)
 
 // NewRecorder starts a Recorder with a connection of its own, after reading
 // what the process before it recorded last.
@@ -178,6 +186,9 @@ func NewRecorder(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Reco
 func (rec *Recorder) refresh(ctx context.Context) error {
 	rec.recalling.Lock()
 	defer rec.recalling.Unlock()
+	if time.Since(rec.refreshed) < refreshEvery {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	stream, err := rec.js.Stream(ctx, broker.StreamAttempts)
@@ -185,8 +196,13 @@ func (rec *Recorder) refresh(ctx context.Context) error {
 		return err
 	}
 	state := stream.CachedInfo().State
+	rec.refreshed = time.Now()
 	if state.Msgs == 0 || state.LastSeq == rec.last {
 		return nil
+	}
+	if len(rec.settled) > recallMost {
+		clear(rec.settled)
+		rec.last = 0
 	}
 	from := state.LastTime.Add(-recallWindow)
 	c, err := rec.js.OrderedConsumer(ctx, broker.StreamAttempts, jetstream.OrderedConsumerConfig{
