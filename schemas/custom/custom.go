@@ -29,15 +29,12 @@
 // # Sandbox
 //
 // A mapping is configuration, but bodies come from strangers, and no body may
-// stop the router. So expressions see the element and nothing else (no
-// environment, input, clock, time zone or module), and every run has a budget of
-// steps that grows with the body: every instruction costs one, and before a
-// function that looks through a value, the size of that value is charged. Steps
-// are counted and time is not, because the same body must give the same event
-// on a busy machine too; to spend them all takes some 10 ms and half a second
-// for every MiB of body. There are no definitions, no reduce, foreach, label,
-// assignments or functions that generate (range, repeat, until…), and - * %
-// take numbers only. What there is:
+// stop the router. So expressions run in the sandbox of package jq: they see the
+// element and nothing else, and every run has a budget of steps that grows with
+// the body; to spend them all takes some 10 ms and half a second for every MiB of
+// body. There are no definitions, no reduce, foreach, label, assignments or
+// functions that generate (range, repeat, until…), and - * % take numbers only.
+// What there is:
 //
 //	paths, .., slices, | , // ? and or not + - * / % == != < <= > >=
 //	if, try, as $x, [ ], { }, "\(…)", @base64 @base64d @csv @html @json @sh @text @tsv @uri @urid

@@ -474,6 +474,7 @@ func TestBudget(t *testing.T) {
 		{"a pattern for all matches", `.a | gsub("(x+x+)+y|z"; "")`, `{"a":"` + strings.Repeat("x", 1<<18) + `"}`, spent},
 		{"a big pattern", `.a | test("(x?){100}(x?){100}y")`, `{"a":"` + strings.Repeat("x", 1<<18) + `"}`, spent},
 		{"a pattern many times", `.t as $t | [.n[] | $t | test("x+y")] | length`, `{"t":"` + strings.Repeat("x", 1<<14) + `","n":` + numbers + `}`, spent},
+		{"search for an array", `.l[.l]`, `{"l":` + "[1" + strings.Repeat(",1", 100_000) + "]" + `}`, "the expression fails: want a name or a number in [ ], got array"},
 		{"a failure swallowed again and again", `[.[] as $a | .[] | try (` + double(`"\(.)\(.)"`, 900) + `) catch 1] | length`, numbers, spent},
 		{"deep", `[..] | length`, strings.Repeat(`[`, 9000) + strings.Repeat("]", 9000), ``},
 	}

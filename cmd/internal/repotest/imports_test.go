@@ -50,7 +50,7 @@ var table = []row{
 		why: "subscribers and router meet only in the stream, so that each can run without the other",
 	},
 	{
-		from: []string{"./schemas/..."}, exceptFrom: []string{"./schemas/businessevent", "./schemas/dataverse", "./schemas/cloudevents"},
+		from: []string{"./schemas/..."}, exceptFrom: []string{"./schemas/businessevent", "./schemas/dataverse", "./schemas/cloudevents", "./schemas/custom"},
 		to: []string{"./schemas/..."}, exceptTo: []string{"./schemas/event", "./schemas/rawjson", "./schemas/schematest"}, tests: true,
 		why: "wire formats know the event, not each other",
 	},
@@ -58,6 +58,15 @@ var table = []row{
 		from: []string{"./schemas/businessevent", "./schemas/dataverse", "./schemas/cloudevents"},
 		to:   []string{"./schemas/..."}, exceptTo: []string{"./schemas/event", "./schemas/rawjson", "./schemas/eventgrid", "./schemas/schematest"}, tests: true,
 		why: "these also travel by Event Grid, in its envelope or with its handshake, and by no other road",
+	},
+	{
+		from: []string{"./schemas/custom"},
+		to:   []string{"./schemas/..."}, exceptTo: []string{"./schemas/event", "./schemas/rawjson", "./schemas/jq", "./schemas/schematest"}, tests: true,
+		why: "what has no schema is taken apart by expressions, which jq evaluates",
+	},
+	{
+		from: []string{"./schemas/jq"}, to: []string{"./schemas/..."}, exceptTo: []string{"./schemas/event"}, tests: true,
+		why: "jq evaluates expressions, whoever wants what they give; it says what is wrong as the event's faults",
 	},
 	{
 		from: []string{"./schemas/event"}, to: []string{"./schemas/..."}, exceptTo: []string{"./schemas/rawjson"}, tests: true,
@@ -100,8 +109,18 @@ var table = []row{
 	},
 	{
 		from: []string{"./subscribers/registry"},
-		to:   []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/webhook"}, tests: true,
+		to:   []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/webhook", "./subscribers/filter", "./subscribers/transform"}, tests: true,
 		why: "registry makes workers of definitions; add a new Sender here when definitions can name it",
+	},
+	{
+		from: []string{"./subscribers/filter", "./subscribers/transform"},
+		to:   []string{"./subscribers/...", "./infra/...", "github.com/nats-io/..."}, tests: true,
+		why: "what an expression makes of an event depends on the event alone",
+	},
+	{
+		from: []string{"./..."}, exceptFrom: []string{"./subscribers/filter"},
+		to: []string{"cel.dev/cel-go/..."}, tests: true,
+		why: "CEL runs only within the limits of subscribers/filter",
 	},
 	{
 		from: []string{"./subscribers/retention"},
@@ -129,9 +148,9 @@ var table = []row{
 		why:  "schemas do no I/O: bytes in, events out, the same every time",
 	},
 	{
-		from: []string{"./..."}, exceptFrom: []string{"./schemas/custom"},
+		from: []string{"./..."}, exceptFrom: []string{"./schemas/jq"},
 		to: []string{"github.com/itchyny/gojq/..."}, tests: true,
-		why: "jq expressions run only inside the sandbox of schemas/custom",
+		why: "jq expressions run only inside the sandbox of schemas/jq",
 	},
 	{
 		from: []string{"./..."}, to: []string{"github.com/stretchr/..."}, tests: true,
