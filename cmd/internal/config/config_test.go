@@ -199,10 +199,19 @@ subscribers:
     subjects: [ events.fno.*.usmf.>, events.eventgrid.> ]
     deliver: { webhook: { url: "https://${env:HOST}/in?code=${env:CODE}&literal=$${x}", format: cloudevents-binary } }
     start: beginning
-    ordering: none
-    limits: { concurrency: 3, timeout: 1m30s, backlog: { age: 7d, bytes: 1GiB } }
-    retry: { schedule: [ 1s, 1d ] }
-    breaker: { failures: 7, openFor: 1s, maxOpenFor: 1h }
+    ordering: key
+    limits:
+      concurrency: 3
+      timeout: 1m30s
+      rate: 6000/m
+      batch: { events: 100, bytes: 256KiB, linger: 200ms }
+      backlog: { age: 7d, bytes: 1GiB }
+    retry:
+      schedule: [ 1s, 1d ]
+      maxAge: 3d
+      maxRetryAfter: 10m
+      faults: { throttled: { schedule: [ 1m, 5m ] }, tls: { giveUp: true }, access: { schedule: [ 1h ], giveUp: false } }
+    breaker: { failures: 7, ratio: 0.25, window: 1m, openFor: 1s, maxOpenFor: 1h, probes: 3, rampUp: none }
   audit:
     subjects: events.>
     deliver: { webhook: { url: http://localhost/ } }
@@ -222,9 +231,14 @@ sources: { prod: { kind: fno, push: { auth: none } } }
 
 func TestParse(t *testing.T) {
 	defaults := deliver.Config{
-		Limits:  deliver.Limits{Concurrency: 8, Timeout: deliver.Duration(30 * time.Second)},
-		Retry:   deliver.Retry{Schedule: deliver.DefaultSchedule()},
-		Breaker: deliver.Breaker{Failures: 5, OpenFor: deliver.Duration(10 * time.Second), MaxOpenFor: deliver.Duration(5 * time.Minute)},
+		Ordering: deliver.Unordered,
+		Limits:   deliver.Limits{Concurrency: 8, Timeout: deliver.Duration(30 * time.Second)},
+		Retry:    deliver.Retry{Schedule: deliver.DefaultSchedule(), MaxRetryAfter: deliver.Duration(time.Hour)},
+		Breaker: deliver.Breaker{
+			Failures: 5, Ratio: 0.5, Window: deliver.Duration(30 * time.Second),
+			OpenFor: deliver.Duration(10 * time.Second), MaxOpenFor: deliver.Duration(5 * time.Minute),
+			Probes: 1, RampUp: deliver.Duration(30 * time.Second),
+		},
 	}
 	origins := []string{ingress.DefaultOrigin}
 	limits := func(rate float64) ingress.Limits {
@@ -324,12 +338,26 @@ func TestParse(t *testing.T) {
 				}},
 				Start: registry.Beginning,
 				Config: deliver.Config{
+					Ordering: deliver.ByKey,
 					Limits: deliver.Limits{
-						Concurrency: 3, Timeout: deliver.Duration(90 * time.Second),
+						Concurrency: 3, Timeout: deliver.Duration(90 * time.Second), Rate: 100,
+						Batch:   deliver.Batch{Events: 100, Bytes: 256 << 10, Linger: deliver.Duration(200 * time.Millisecond)},
 						Backlog: deliver.Backlog{Age: deliver.Duration(7 * 24 * time.Hour), Bytes: 1 << 30},
 					},
-					Retry:   deliver.Retry{Schedule: []deliver.Duration{deliver.Duration(time.Second), deliver.Duration(24 * time.Hour)}},
-					Breaker: deliver.Breaker{Failures: 7, OpenFor: deliver.Duration(time.Second), MaxOpenFor: deliver.Duration(time.Hour)},
+					Retry: deliver.Retry{
+						Schedule: []deliver.Duration{deliver.Duration(time.Second), deliver.Duration(24 * time.Hour)},
+						MaxAge:   deliver.Duration(3 * 24 * time.Hour), MaxRetryAfter: deliver.Duration(10 * time.Minute),
+						Faults: map[deliver.Fault]deliver.Rule{
+							deliver.FaultThrottled: {Schedule: []deliver.Duration{deliver.Duration(time.Minute), deliver.Duration(5 * time.Minute)}},
+							deliver.FaultTLS:       {GiveUp: true},
+							deliver.FaultAccess:    {Schedule: []deliver.Duration{deliver.Duration(time.Hour)}},
+						},
+					},
+					Breaker: deliver.Breaker{
+						Failures: 7, Ratio: 0.25, Window: deliver.Duration(time.Minute),
+						OpenFor: deliver.Duration(time.Second), MaxOpenFor: deliver.Duration(time.Hour),
+						Probes: 3, RampUp: deliver.None,
+					},
 				},
 			}},
 		}},

@@ -200,17 +200,7 @@ func (d *decoder) subscriber(f *field) registry.Definition {
 			Format: webhook.Format(d.choice(w.get("format"))),
 		}
 	}
-	d.choice(v.get("ordering"), "none")
-	s.Limits.Concurrency = d.integer(v.get("limits", "concurrency"))
-	s.Limits.Timeout = d.duration(v.get("limits", "timeout"))
-	s.Limits.Backlog.Age = d.duration(v.get("limits", "backlog", "age"))
-	s.Limits.Backlog.Bytes = deliver.Size(d.size(v.get("limits", "backlog", "bytes")))
-	for _, item := range d.items(v.get("retry", "schedule")) {
-		s.Retry.Schedule = append(s.Retry.Schedule, d.duration(item))
-	}
-	s.Breaker.Failures = d.integer(v.get("breaker", "failures"))
-	s.Breaker.OpenFor = d.duration(v.get("breaker", "openFor"))
-	s.Breaker.MaxOpenFor = d.duration(v.get("breaker", "maxOpenFor"))
+	s.Config = d.delivery(v)
 	d.validated(s.Validate(), v, "subscribers."+f.name)
 	return s
 }
@@ -488,23 +478,19 @@ func (d *decoder) size(v *value) int64 {
 	return 0
 }
 
-// rate reads a number of requests for a span of time, and returns it for a
-// second.
+// rate reads a number for a span of time, and returns it for a second.
 func (d *decoder) rate(v *value) float64 {
-	s, ok := d.quantity(v, "a rate", "%/s, %/m or %/h for requests a second, a minute or an hour")
+	s, ok := d.quantity(v, "a rate", "%/s, %/m or %/h for so many a second, a minute or an hour")
 	if !ok {
 		return 0
 	}
-	number, unit, _ := strings.Cut(s, "/")
-	span := map[string]float64{"s": 1, "m": 60, "h": 3600}[unit]
-	n, err := strconv.ParseUint(number, 10, 53)
-	switch {
-	case err != nil || span == 0:
-		d.problem(v.at, v.path, "%q is not a rate: write a whole number of requests with /s, /m or /h, as in 200/s or 6000/m", s)
-	case n == 0:
+	switch r, err := deliver.ParseRate(s); {
+	case err != nil:
+		d.problem(v.at, v.path, "%s", err)
+	case r == 0:
 		d.problem(v.at, v.path, "want more than nothing; leave the key out for no limit")
 	default:
-		return float64(n) / span
+		return r
 	}
 	return 0
 }

@@ -82,12 +82,24 @@ var accepted = []string{
 	"subscribers.<name>.ordering",
 	"subscribers.<name>.limits.concurrency",
 	"subscribers.<name>.limits.timeout",
+	"subscribers.<name>.limits.rate",
+	"subscribers.<name>.limits.batch.events",
+	"subscribers.<name>.limits.batch.bytes",
+	"subscribers.<name>.limits.batch.linger",
 	"subscribers.<name>.limits.backlog.age",
 	"subscribers.<name>.limits.backlog.bytes",
 	"subscribers.<name>.retry.schedule",
+	"subscribers.<name>.retry.maxAge",
+	"subscribers.<name>.retry.maxRetryAfter",
+	"subscribers.<name>.retry.faults.<name>.schedule",
+	"subscribers.<name>.retry.faults.<name>.giveUp",
 	"subscribers.<name>.breaker.failures",
+	"subscribers.<name>.breaker.ratio",
+	"subscribers.<name>.breaker.window",
 	"subscribers.<name>.breaker.openFor",
 	"subscribers.<name>.breaker.maxOpenFor",
+	"subscribers.<name>.breaker.probes",
+	"subscribers.<name>.breaker.rampUp",
 }
 
 // later holds the keys of capabilities still to come. They are refused by name:
@@ -104,13 +116,6 @@ var later = map[string]string{
 	"subscribers.<name>.filter":               "filters (CEL) are not part of this version yet; remove the key",
 	"subscribers.<name>.transform":            "transforms (jq) are not part of this version yet; remove the key",
 	"subscribers.<name>.drain":                "draining is not part of this version yet; remove the key",
-	"subscribers.<name>.limits.rate":          "rate limits are not part of this version yet; remove the key",
-	"subscribers.<name>.limits.batch":         "batches are not part of this version yet; remove the key",
-	"subscribers.<name>.retry.maxAge":         "a maximum age is not part of this version yet; the retry schedule says when an event is given up",
-	"subscribers.<name>.breaker.window":       "a failure window is not part of this version yet; the breaker counts failures in a row",
-	"subscribers.<name>.breaker.ratio":        "a failure ratio is not part of this version yet; the breaker counts failures in a row",
-	"subscribers.<name>.breaker.probes":       "several probes are not part of this version yet; a half-open breaker sends one event",
-	"subscribers.<name>.breaker.rampUp":       "a slow start is not part of this version yet; remove the key",
 	"subscribers.<name>.deliver.pull":         "pull delivery is not part of this version yet; use webhook",
 	"subscribers.<name>.deliver.eventgrid":    "delivery to Event Grid topics is not part of this version yet; use webhook",
 	"subscribers.<name>.deliver.servicebus":   "delivery to Service Bus is not part of this version yet; use webhook",
@@ -132,10 +137,6 @@ var laterValues = map[string]map[string]string{
 	"sources.<name>.pattern": {
 		"poll":   "polling is not part of this version yet; use push",
 		"hybrid": "polling is not part of this version yet; use push",
-	},
-	"subscribers.<name>.ordering": {
-		"key":    "ordering by key is not part of this version yet; use none",
-		"strict": "strict ordering is not part of this version yet; use none",
 	},
 }
 

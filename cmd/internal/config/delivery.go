@@ -1,0 +1,128 @@
+package config
+
+import (
+	"strconv"
+
+	"github.com/gridfan/gridfan/subscribers/deliver"
+)
+
+// delivery reads how a subscriber is served.
+func (d *decoder) delivery(v *value) deliver.Config {
+	limits, retry, breaker := v.get("limits"), v.get("retry"), v.get("breaker")
+	return deliver.Config{
+		Ordering: deliver.Ordering(d.choice(v.get("ordering"))),
+		Limits: deliver.Limits{
+			Concurrency: d.integer(limits.get("concurrency")),
+			Timeout:     d.duration(limits.get("timeout")),
+			Rate:        deliver.Rate(d.rate(limits.get("rate"))),
+			Batch: deliver.Batch{
+				Events: d.integer(limits.get("batch", "events")),
+				Bytes:  deliver.Size(d.size(limits.get("batch", "bytes"))),
+				Linger: d.duration(limits.get("batch", "linger")),
+			},
+			Backlog: deliver.Backlog{
+				Age:   d.duration(limits.get("backlog", "age")),
+				Bytes: deliver.Size(d.size(limits.get("backlog", "bytes"))),
+			},
+		},
+		Retry: deliver.Retry{
+			Schedule:      d.durations(retry.get("schedule")),
+			MaxAge:        d.duration(retry.get("maxAge")),
+			MaxRetryAfter: d.duration(retry.get("maxRetryAfter")),
+			Faults:        d.faults(retry.get("faults")),
+		},
+		Breaker: deliver.Breaker{
+			Failures:   d.integer(breaker.get("failures")),
+			Ratio:      d.fraction(breaker.get("ratio")),
+			Window:     d.duration(breaker.get("window")),
+			OpenFor:    d.duration(breaker.get("openFor")),
+			MaxOpenFor: d.duration(breaker.get("maxOpenFor")),
+			Probes:     d.integer(breaker.get("probes")),
+			RampUp:     d.durationOrNone(breaker.get("rampUp")),
+		},
+	}
+}
+
+// faults reads the rules for kinds of failure. Validate knows their names.
+func (d *decoder) faults(v *value) map[deliver.Fault]deliver.Rule {
+	if v == nil || v.kind != mapping {
+		return nil
+	}
+	rules := map[deliver.Fault]deliver.Rule{}
+	for _, f := range v.fields {
+		rule := v.get(f.name) // Validate reports one that says nothing
+		rules[deliver.Fault(f.name)] = deliver.Rule{
+			Schedule: d.durations(rule.get("schedule")),
+			GiveUp:   d.boolean(rule.get("giveUp")),
+		}
+	}
+	return rules
+}
+
+func (d *decoder) durations(v *value) []deliver.Duration {
+	var all []deliver.Duration
+	for _, item := range d.items(v) {
+		all = append(all, d.duration(item)) // in its place even if unreadable
+	}
+	return all
+}
+
+// durationOrNone reads a duration that can be switched off.
+func (d *decoder) durationOrNone(v *value) deliver.Duration {
+	if v != nil && v.kind == text && v.text == deliver.None.String() {
+		return deliver.None
+	}
+	return d.duration(v)
+}
+
+// fraction reads a number with a point, as in 0.5.
+func (d *decoder) fraction(v *value) float64 {
+	if v == nil {
+		return 0
+	}
+	s, ok := v.text, v.kind == number
+	if v.kind == text {
+		var references int
+		if s, references = d.scalar(v); s == "" {
+			return 0
+		}
+		ok = references > 0 // ${env:N} can be nothing but a text
+	}
+	f, err := strconv.ParseFloat(s, 64)
+	switch {
+	case !ok:
+		d.problem(v.at, v.path, "want a number, got %s", v.kind)
+	case err != nil:
+		d.problem(v.at, v.path, "want a number, got %q", s)
+	case f == 0:
+		d.problem(v.at, v.path, "want more than 0; leave the key out for its default")
+	default:
+		return f
+	}
+	return 0
+}
+
+func (d *decoder) boolean(v *value) bool {
+	if v == nil {
+		return false
+	}
+	s := v.text
+	switch v.kind {
+	case boolean:
+	case text:
+		if s = d.text(v); s == "" {
+			return false
+		}
+	default:
+		d.problem(v.at, v.path, "want true or false, got %s", v.kind)
+		return false
+	}
+	switch s {
+	case "true":
+		return true
+	case "false":
+	default:
+		d.problem(v.at, v.path, "want true or false, got %q", s)
+	}
+	return false
+}
