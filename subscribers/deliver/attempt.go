@@ -56,7 +56,7 @@ func (w *worker) prepare(d *delivery) bool {
 		return false
 	}
 	d.event, d.out = e, e
-	if d.hop() == 0 && w.sub.Wants != nil && !w.sub.Wants(d.origin.subject, d.origin.sequence) {
+	if !w.wants(d) {
 		w.skip(d)
 		return false
 	}
@@ -108,6 +108,12 @@ func guarded[T any](f func() (T, error)) (v T, err error) {
 		}
 	}()
 	return f()
+}
+
+// wants says whether an event is meant for the subscriber. It is asked for those
+// that are on the disk: until then another event could take the place.
+func (w *worker) wants(d *delivery) bool {
+	return w.sub.Wants == nil || d.lane.stream != broker.StreamEvents || w.sub.Wants(d.subject(), d.origin.sequence)
 }
 
 // skip lets an event go that is not meant for the subscriber: it was accepted

@@ -66,7 +66,7 @@ func (w *worker) putBehind(d *delivery) {
 		w.deadLetter(d, causeUndecodable, Attempt{Reason: "not an event of ours: " + err.Error()}, 0)
 		return
 	}
-	if d.hop() == 0 && w.sub.Wants != nil && !w.sub.Wants(d.origin.subject, d.origin.sequence) {
+	if !w.wants(d) {
 		w.skip(d)
 		return
 	}

@@ -11,7 +11,7 @@ func MinimiseSubjects(subjects []string) []string {
 		covered := false
 		for j, other := range subjects {
 			// Of two equal patterns the first stays.
-			if i != j && covers(other, s) && (!covers(s, other) || j < i) {
+			if i != j && CoversSubject(other, s) && (!CoversSubject(s, other) || j < i) {
 				covered = true
 				break
 			}
@@ -23,8 +23,26 @@ func MinimiseSubjects(subjects []string) []string {
 	return out
 }
 
-// covers says whether every subject that b matches is matched by a.
-func covers(a, b string) bool {
+// MatchSubject says whether a pattern matches the subject of an event.
+func MatchSubject(pattern, subject string) bool {
+	for {
+		want, rest, more := strings.Cut(pattern, ".")
+		if want == ">" {
+			return subject != ""
+		}
+		have, left, longer := strings.Cut(subject, ".")
+		if want != "*" && want != have || more != longer || have == "" {
+			return false
+		}
+		if !more {
+			return true
+		}
+		pattern, subject = rest, left
+	}
+}
+
+// CoversSubject says whether every subject that b matches is matched by a.
+func CoversSubject(a, b string) bool {
 	as, bs := strings.Split(a, "."), strings.Split(b, ".")
 	for i, t := range as {
 		switch {

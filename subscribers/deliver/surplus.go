@@ -182,6 +182,10 @@ func (w *worker) giveUp(d *delivery) bool {
 		d.lane.giveBack(d)
 		return false
 	}
+	if !w.wants(d) {
+		w.skip(d)
+		return true
+	}
 	var err error
 	if d.event, err = event.Decode(d.header(), d.body()); err != nil {
 		d.event = &event.Event{ID: d.header().Get("ce-id")}

@@ -38,9 +38,9 @@ type Subscriber struct {
 	Created time.Time
 	// Paused stops fetching; what is in flight is finished.
 	Paused bool
-	// Wants says whether the event of a sequence is meant for the subscriber, of
-	// those that Subjects let through; nil means every one. What it does not want
-	// leaves no record.
+	// Wants says whether the subscriber wants an event of its subjects at all: what
+	// it wanted when they changed may be another matter before and after. Others
+	// are acked without a record. nil means every one. It may ask the broker.
 	Wants func(subject string, sequence uint64) bool
 	// Filter says whether the subscriber wants an event; nil means every one.
 	// An error makes a dead letter of the event.

@@ -2,9 +2,11 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -183,7 +185,9 @@ type keeper struct {
 	before  deliver.GivenUp // by the workers before this one
 	grace   time.Duration
 
-	have *Entry // what worker was started with; only run touches it
+	// Only run touches what follows.
+	have   *Entry           // what worker was started with
+	narrow <-chan time.Time // when its cursor's filter may be narrowed; nil: never
 }
 
 func (k *keeper) set(want *Entry, applied func()) {
@@ -223,6 +227,9 @@ func (k *keeper) run() {
 		case <-k.wake:
 			wait = 0
 		case <-again:
+		case <-k.narrow:
+			k.narrowed()
+			continue
 		}
 		k.mu.Lock()
 		want, applied := k.want, k.applied
@@ -240,6 +247,35 @@ func (k *keeper) run() {
 	}
 }
 
+// settleTimeout is ample for a change of subjects.
+const settleTimeout = quietWait + 10*time.Second
+
+// narrowEvery is how long a cursor's filter may be wider than it need be: what it
+// lets through in vain is acked and costs little.
+const narrowEvery = 30 * time.Second
+
+// narrowed takes what the subscriber has got past from its cursor's filter.
+func (k *keeper) narrowed() {
+	k.narrow = nil
+	if k.have == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	done, err := k.fleet.registry.narrow(ctx, *k.have)
+	switch {
+	case errors.Is(err, errLacking):
+		k.end(changeGrace)
+		select {
+		case k.wake <- struct{}{}:
+		default:
+		}
+	case err != nil || !done:
+		k.fleet.log.Debug("a cursor's filter stays as wide as it is", "subscriber", k.name, "error", err)
+		k.narrow = time.After(narrowEvery)
+	}
+}
+
 // apply makes the worker what the entry wants.
 func (k *keeper) apply(want *Entry) error {
 	if want == nil {
@@ -247,8 +283,19 @@ func (k *keeper) apply(want *Entry) error {
 		k.fleet.parts.Metrics.Forget(k.name)
 		return nil
 	}
+	if !want.settled() {
+		// Its beginning is where all workers have stopped.
+		k.end(changeGrace)
+		ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
+		defer cancel()
+		if _, err := k.fleet.registry.settle(ctx, k.name); err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		return nil // the watcher brings the settled one
+	}
 	// One that was deleted and added again is another, with a new cursor.
-	if k.have != nil && reflect.DeepEqual(k.have.Definition, want.Definition) && k.have.Created.Equal(want.Created) && k.have.Orphaned == want.Orphaned {
+	if k.have != nil && reflect.DeepEqual(k.have.Definition, want.Definition) && k.have.Created.Equal(want.Created) &&
+		k.have.Orphaned == want.Orphaned && slices.EqualFunc(k.have.Epochs, want.Epochs, Epoch.equal) {
 		k.worker.SetPaused(want.Paused || want.Orphaned)
 		k.have = want
 		return nil
@@ -264,8 +311,14 @@ func (k *keeper) apply(want *Entry) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	filter, err := k.fleet.registry.prepare(ctx, *want)
+	if err != nil {
+		sender.Close()
+		return err
+	}
+	judge := &judge{registry: k.fleet.registry, entry: *want}
 	w, err := deliver.Start(ctx, deliver.Subscriber{
-		Name: k.name, Subjects: deliver.MinimiseSubjects(want.Definition.Subjects),
+		Name: k.name, Subjects: filter, Wants: judge.wants,
 		StartSequence: want.StartSequence, Created: want.Created, Paused: want.Paused || want.Orphaned,
 		Config: want.Definition.Config, Sender: sender,
 	}, k.fleet.parts)
@@ -277,6 +330,9 @@ func (k *keeper) apply(want *Entry) error {
 	k.worker, k.parked = w, want.Orphaned
 	k.mu.Unlock()
 	k.have = want
+	if len(want.Epochs) > 1 {
+		k.narrow = time.After(narrowEvery)
+	}
 	k.fleet.log.Info("subscriber started", "subscriber", k.name, "subjects", want.Definition.Subjects, "paused", want.Paused, "parked", want.Orphaned)
 	return nil
 }
@@ -299,7 +355,7 @@ func (k *keeper) end(grace time.Duration) {
 	if w == nil {
 		return
 	}
-	k.have = nil
+	k.have, k.narrow = nil, nil
 	w.Stop(grace)
 	given := w.GivenUp()
 	k.mu.Lock()

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"time"
 
@@ -43,7 +42,7 @@ type Held struct {
 type oldest struct {
 	created  time.Time // the subscriber
 	stream   time.Time
-	subjects []string
+	epochs   []Epoch
 	from     uint64
 	sequence uint64 // 0: there is none up to through
 	through  uint64
@@ -90,8 +89,7 @@ func (r *Registry) position(ctx context.Context, s Space, e Entry, cursor *jetst
 	p := Position{Entry: e}
 	from := e.StartSequence
 	if cursor != nil {
-		p.Pending = int(cursor.NumPending) + cursor.NumAckPending
-		if p.Pending == 0 {
+		if cursor.NumPending == 0 && cursor.NumAckPending == 0 {
 			// A quiet subscriber's cursor stands still.
 			p.Got = s.Last
 			return p, nil
@@ -105,8 +103,11 @@ func (r *Registry) position(ctx context.Context, s Space, e Entry, cursor *jetst
 	if err != nil {
 		return p, err
 	}
+	if p.Pending, err = r.pending(ctx, s, e, cursor); err != nil {
+		return p, err
+	}
 	if o.sequence == 0 {
-		p.Got = s.Last // what is pending came after the look
+		p.Got = s.Last // what is pending came after the look, or is not wanted any more
 		return p, nil
 	}
 	p.Got = o.sequence - 1
@@ -114,31 +115,101 @@ func (r *Registry) position(ctx context.Context, s Space, e Entry, cursor *jetst
 	return p, nil
 }
 
-// oldest finds a subscriber's first event from a sequence on.
+// oldest finds a subscriber's first event from a sequence on. An epoch whose
+// beginning is not known begins behind the end of the stream.
 func (r *Registry) oldest(ctx context.Context, s Space, e Entry, from uint64) (oldest, error) {
 	name := e.Definition.Name
-	subjects := deliver.MinimiseSubjects(e.Definition.Subjects)
 	r.mu.Lock()
 	o, ok := r.found[name]
 	r.mu.Unlock()
-	if ok && o.created.Equal(e.Created) && o.stream.Equal(s.created) && slices.Equal(o.subjects, subjects) && o.from <= from &&
+	if ok && o.created.Equal(e.Created) && o.stream.Equal(s.created) && slices.EqualFunc(o.epochs, e.Epochs, Epoch.equal) && o.from <= from &&
 		(from <= o.sequence || o.sequence == 0 && o.through == s.Last) {
 		return o, nil
 	}
-	o = oldest{created: e.Created, stream: s.created, subjects: subjects, from: from, through: s.Last}
-	for _, subject := range subjects {
-		sequence, since, ok, err := s.Next(ctx, from, subject)
-		if err != nil {
-			return o, err
+	o = oldest{created: e.Created, stream: s.created, epochs: e.Epochs, from: from, through: s.Last}
+	for i, epoch := range e.Epochs {
+		end := s.Last
+		if e.end(i) > 0 {
+			end = min(end, e.end(i)-1)
 		}
-		if ok && sequence <= s.Last && (o.sequence == 0 || sequence < o.sequence) {
-			o.sequence, o.since = sequence, since
+		if epoch.From == 0 || max(from, epoch.From) > end {
+			continue
+		}
+		for _, subject := range deliver.MinimiseSubjects(epoch.Subjects) {
+			sequence, since, ok, err := s.Next(ctx, max(from, epoch.From), subject)
+			if err != nil {
+				return o, err
+			}
+			if ok && sequence <= end && (o.sequence == 0 || sequence < o.sequence) {
+				o.sequence, o.since = sequence, since
+			}
+		}
+		if o.sequence > 0 {
+			break
 		}
 	}
 	r.mu.Lock()
 	r.found[name] = o
 	r.mu.Unlock()
 	return o, nil
+}
+
+func (e Epoch) equal(other Epoch) bool {
+	return e.From == other.From && slices.Equal(e.Subjects, other.Subjects)
+}
+
+// pending counts the events that are not settled: never tried, or being tried.
+func (r *Registry) pending(ctx context.Context, s Space, e Entry, cursor *jetstream.ConsumerInfo) (int, error) {
+	if cursor == nil {
+		return 0, nil // about to be made
+	}
+	n := int(cursor.NumPending) + cursor.NumAckPending
+	open := e.open(cursor.AckFloor.Stream)
+	if n == 0 || len(open.Epochs) == 1 && slices.Equal(filters(cursor.Config), open.filter()) {
+		return n, nil
+	}
+	// The cursor counts what any of its epochs matches.
+	n = cursor.NumAckPending
+	for i, epoch := range open.Epochs {
+		from, end := max(epoch.From, cursor.Delivered.Stream+1), open.end(i)
+		if epoch.From == 0 || from > s.Last || end > 0 && from >= end {
+			continue
+		}
+		beyond := 0
+		var err error
+		if end > 0 && end <= s.Last {
+			if beyond, err = r.count(ctx, s, end, epoch.Subjects); err != nil {
+				return 0, err
+			}
+		}
+		all, err := r.count(ctx, s, from, epoch.Subjects)
+		if err != nil {
+			return 0, err
+		}
+		n += max(0, all-beyond)
+	}
+	return n, nil
+}
+
+// count counts the events from a sequence on, by a cursor that lives for no
+// longer than that: the server counts in no other way.
+func (r *Registry) count(ctx context.Context, s Space, from uint64, subjects []string) (int, error) {
+	if len(subjects) == 0 {
+		return 0, nil
+	}
+	c, err := s.stream.CreateConsumer(ctx, jetstream.ConsumerConfig{
+		Description: "gridfan: counting", FilterSubjects: deliver.MinimiseSubjects(subjects),
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(1, from),
+		AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1, InactiveThreshold: 5 * time.Second,
+	})
+	if err != nil {
+		return 0, err
+	}
+	info := c.CachedInfo()
+	if err := s.stream.DeleteConsumer(ctx, info.Name); err != nil {
+		r.log.Debug("a cursor that counted is left to its end", "error", err)
+	}
+	return int(info.NumPending), nil
 }
 
 // forget drops what is known of subscribers that are gone.
@@ -162,25 +233,16 @@ type State struct {
 // State tells of one subscriber.
 func (r *Registry) State(ctx context.Context, e Entry) (State, error) {
 	st := State{Entry: e}
-	space, err := r.Space(ctx)
+	space, cursor, err := r.cursor(ctx, e.Definition.Name)
 	if err != nil {
-		return st, err
-	}
-	var cursor *jetstream.ConsumerInfo
-	c, err := space.stream.Consumer(ctx, e.Definition.Name)
-	switch {
-	case err == nil:
-		cursor = c.CachedInfo()
-	case !errors.Is(err, jetstream.ErrConsumerNotFound):
 		return st, err
 	}
 	p, err := r.position(ctx, space, e, cursor)
 	if err != nil {
 		return st, err
 	}
-	st.Held = p.Held
-	st.Backlog, err = r.Backlog(ctx, e.Definition.Name)
-	return st, err
+	st.Held, st.Backlog.Pending = p.Held, p.Pending
+	return st, r.kept(ctx, e.Definition.Name, &st.Backlog)
 }
 
 // States tells of all subscribers, in a handful of requests however many there

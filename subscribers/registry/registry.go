@@ -29,8 +29,11 @@ type Entry struct {
 	// Paused is run-time state, whatever the origin.
 	Paused bool `json:"paused,omitempty"`
 	// StartSequence is its first event in EVENTS.
-	StartSequence uint64    `json:"startSequence"`
-	Created       time.Time `json:"created"`
+	StartSequence uint64 `json:"startSequence"`
+	// Epochs say which events it wanted when, the oldest first. There is always
+	// one.
+	Epochs  []Epoch   `json:"epochs,omitempty"`
+	Created time.Time `json:"created"`
 }
 
 // Origin is where a definition comes from.
@@ -48,6 +51,7 @@ var (
 	ErrFileDeclared = errors.New("declared in the configuration file, so it is changed there")
 	ErrExists       = errors.New("a subscriber of this name exists with another definition")
 	ErrBacklog      = errors.New("there are undelivered events")
+	ErrEpochs       = fmt.Errorf("its subjects changed %d times, and it has not got past the first change", maxEpochs)
 )
 
 // Registry keeps the subscribers in a KV bucket that every replica watches.
@@ -132,6 +136,9 @@ func decodeEntry(name string, b []byte) (Entry, error) {
 	if err := e.Definition.Validate(); err != nil {
 		return e, fmt.Errorf("entry of subscriber %q: %w", name, err)
 	}
+	if len(e.Epochs) == 0 {
+		e.Epochs = []Epoch{{From: max(1, e.StartSequence), Subjects: e.Definition.Subjects}}
+	}
 	return e, nil
 }
 
@@ -169,6 +176,7 @@ func (r *Registry) create(ctx context.Context, d Definition, o Origin) (Entry, e
 		}
 		e.StartSequence = s.CachedInfo().State.LastSeq + 1
 	}
+	e.Epochs = []Epoch{{From: e.StartSequence, Subjects: e.inForce()}}
 	b, err := json.Marshal(e)
 	if err != nil {
 		return e, err
@@ -180,15 +188,28 @@ func (r *Registry) create(ctx context.Context, d Definition, o Origin) (Entry, e
 }
 
 // update changes an entry, again from the start when somebody else was quicker.
+// When it returns, events are judged by the subjects that are then in force.
 func (r *Registry) update(ctx context.Context, name string, change func(*Entry) error) (Entry, error) {
 	for {
 		e, revision, err := r.get(ctx, name)
 		if err != nil {
 			return e, err
 		}
+		if !e.settled() {
+			if _, err := r.settle(ctx, name); err != nil {
+				return e, err
+			}
+			continue
+		}
 		before := e
-		if err := change(&e); err != nil || reflect.DeepEqual(before, e) {
+		if err := change(&e); err != nil {
 			return e, err
+		}
+		if err := r.turn(ctx, &e); err != nil {
+			return before, fmt.Errorf("subscriber %q: %w", name, err)
+		}
+		if reflect.DeepEqual(before, e) {
+			return e, nil
 		}
 		b, err := json.Marshal(e)
 		if err != nil {
@@ -198,9 +219,13 @@ func (r *Registry) update(ctx context.Context, name string, change func(*Entry) 
 			_, err := r.kv.Update(ctx, name, b, revision)
 			return err
 		})
-		if !errors.Is(err, jetstream.ErrKeyExists) { // how a stale revision is called
+		if errors.Is(err, jetstream.ErrKeyExists) { // how a stale revision is called
+			continue
+		}
+		if err != nil || e.settled() {
 			return e, err
 		}
+		return r.settle(ctx, name)
 	}
 }
 
@@ -283,15 +308,22 @@ func (b Backlog) Empty() bool { return b == Backlog{} }
 // Backlog counts what name has not got.
 func (r *Registry) Backlog(ctx context.Context, name string) (Backlog, error) {
 	var b Backlog
-	c, err := r.broker.JetStream().Consumer(ctx, broker.StreamEvents, name)
-	switch {
-	case errors.Is(err, jetstream.ErrConsumerNotFound):
-	case err != nil:
+	e, err := r.Get(ctx, name)
+	if err != nil {
 		return b, err
-	default:
-		info := c.CachedInfo()
-		b.Pending = int(info.NumPending) + info.NumAckPending
 	}
+	space, cursor, err := r.cursor(ctx, name)
+	if err != nil {
+		return b, err
+	}
+	if b.Pending, err = r.pending(ctx, space, e, cursor); err != nil {
+		return b, err
+	}
+	return b, r.kept(ctx, name, &b)
+}
+
+// kept counts the retries and dead letters of one subscriber.
+func (r *Registry) kept(ctx context.Context, name string, b *Backlog) error {
 	for _, q := range []struct {
 		stream, subject string
 		n               *int
@@ -304,13 +336,13 @@ func (r *Registry) Backlog(ctx context.Context, name string) (Backlog, error) {
 	} {
 		counts, err := r.broker.SubjectCounts(ctx, q.stream, q.subject)
 		if err != nil {
-			return b, err
+			return err
 		}
 		for _, n := range counts {
 			*q.n += int(n)
 		}
 	}
-	return b, nil
+	return nil
 }
 
 // counts counts the retries and dead letters of all subscribers at once.

@@ -31,9 +31,11 @@ type rig struct {
 	fleet  *registry.Fleet
 	stop   func() // stops the fleet; it can be called again
 
-	mu   sync.Mutex // guards got
+	log  *slog.Logger
+	mu   sync.Mutex // guards all below
 	got  map[string][]string
-	down bool // the subscribers answer 503
+	down bool          // the subscribers answer 503
+	wait time.Duration // that they then ask for
 }
 
 func newRig(t *testing.T) *rig {
@@ -43,12 +45,18 @@ func newRig(t *testing.T) *rig {
 
 func openRig(t *testing.T, b *broker.Broker) *rig {
 	t.Helper()
-	log := slog.New(slog.DiscardHandler)
+	return openRigWith(t, b, &rig{log: slog.New(slog.DiscardHandler), got: map[string][]string{}, wait: time.Minute})
+}
+
+// openRigWith makes g a rig on b.
+func openRigWith(t *testing.T, b *broker.Broker, g *rig) *rig {
+	t.Helper()
+	log := g.log
 	r, err := registry.Open(t.Context(), b, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &rig{t: t, broker: b, r: r, got: map[string][]string{}}
+	g.t, g.broker, g.r = t, b, r
 	recorder, err := deliver.NewRecorder(t.Context(), b, log)
 	if err != nil {
 		t.Fatal(err)
@@ -80,7 +88,7 @@ func (s *sender) Send(_ context.Context, e *event.Event) deliver.Attempt {
 	s.rig.mu.Lock()
 	defer s.rig.mu.Unlock()
 	if s.rig.down {
-		return deliver.Attempt{Outcome: deliver.Failed, Status: 503, Reason: "HTTP 503", RetryAfter: time.Minute}
+		return deliver.Attempt{Outcome: deliver.Failed, Status: 503, Reason: "HTTP 503", RetryAfter: s.rig.wait}
 	}
 	s.rig.got[s.name] = append(s.rig.got[s.name], e.ID)
 	return deliver.Attempt{Outcome: deliver.Delivered, Status: 200}

@@ -339,6 +339,7 @@ func asProblem(err error) *Problem {
 		{registry.ErrExists, http.StatusConflict, "subscriber-exists", "choose another name, or delete that one first"},
 		{quarantine.ErrNotFound, http.StatusNotFound, "no-such-entry", "see gridfan quarantine list"},
 		{quarantine.ErrNoSource, http.StatusConflict, "no-such-source", "configure it again, or drop the entry"},
+		{registry.ErrEpochs, http.StatusConflict, "too-many-changes", "let it have its events first: resume it, or see why it does not take them"},
 		{registry.ErrBacklog, http.StatusConflict, "backlog", "let them be delivered, or say that they may go: --discard (API: ?discard=true)"},
 	} {
 		if errors.Is(err, known.err) {

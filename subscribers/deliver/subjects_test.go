@@ -1,0 +1,36 @@
+package deliver_test
+
+import (
+	"testing"
+
+	"github.com/gridfan/gridfan/subscribers/deliver"
+)
+
+func TestMatchSubject(t *testing.T) {
+	for _, tt := range []struct {
+		pattern, subject string
+		want             bool
+	}{
+		{"events.>", "events.fno.prod.usmf.Paid", true},
+		{"events.>", "events", false},
+		{"events.>", "events.", false},
+		{"events.fno.*.usmf.>", "events.fno.prod.usmf.Paid", true},
+		{"events.fno.*.usmf.>", "events.fno.prod.usmf", false},
+		{"events.fno.*.usmf.>", "events.fno.prod.brmf.Paid", false},
+		{"events.fno.*.usmf.*", "events.fno.prod.usmf.Paid", true},
+		{"events.fno.*.usmf.*", "events.fno.prod.usmf.Paid.Late", false},
+		{"events.fno.prod", "events.fno.prod", true},
+		{"events.fno.prod", "events.fno.pro", false},
+		{"events.fno.prod", "events.fno.prod.usmf", false},
+		{"events.fno.prod.usmf", "events.fno.prod", false},
+		{"events.*", "events.", false},
+		{">", "events.a", true},
+	} {
+		if got := deliver.MatchSubject(tt.pattern, tt.subject); got != tt.want {
+			t.Errorf("%s matches %s: %v", tt.pattern, tt.subject, got)
+		}
+	}
+	if n := testing.AllocsPerRun(10, func() { deliver.MatchSubject("events.fno.*.usmf.>", "events.fno.prod.usmf.Paid") }); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
