@@ -97,9 +97,16 @@ func (p progress) passed(hop int) bool {
 	return hop <= p.hop || p.final && hop == p.hop+1
 }
 
-// then is the progress after another settlement.
+// then is the progress after another settlement. An event that is sent out anew
+// has not ended any more, however its life before did.
 func (p progress) then(q progress) progress {
-	return progress{max(p.hop, q.hop), p.final || q.final}
+	switch {
+	case q.hop > p.hop:
+		return q
+	case q.hop < p.hop:
+		return p
+	}
+	return progress{p.hop, p.final || q.final}
 }
 
 // progress is what a record says of its event, and nothing if it settles none.
