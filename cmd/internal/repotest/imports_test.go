@@ -99,7 +99,7 @@ var table = []row{
 		why: "dedup remembers fingerprints, whatever they are of",
 	},
 	{
-		from: []string{"./subscribers/..."}, exceptFrom: []string{"./subscribers/registry", "./subscribers/retention"},
+		from: []string{"./subscribers/..."}, exceptFrom: []string{"./subscribers/registry", "./subscribers/retention", "./subscribers/deadletters"},
 		to: []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver"},
 		why: "a Sender is one way out: it knows deliver and no other Sender; only registry knows them all",
 	},
@@ -126,6 +126,11 @@ var table = []row{
 		from: []string{"./subscribers/retention"},
 		to:   []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/registry"},
 		why: "retention asks the registry who has got what, however it is delivered",
+	},
+	{
+		from: []string{"./subscribers/deadletters"},
+		to:   []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/registry"},
+		why: "dead letters go back to a subscriber's lane, however it is delivered from there",
 	},
 	{
 		from: []string{"./..."}, exceptFrom: []string{"./subscribers/deliver"},
