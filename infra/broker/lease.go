@@ -70,6 +70,11 @@ func (b *Broker) tryLease(ctx context.Context, key string, log *slog.Logger) (*L
 	ask, cancel := context.WithTimeout(ctx, leaseRenew)
 	defer cancel()
 	kv, err := b.js.KeyValue(ask, BucketLeases)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		if err = b.DeclareBuckets(ask); err == nil {
+			kv, err = b.js.KeyValue(ask, BucketLeases)
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", BucketLeases, err)
 	}

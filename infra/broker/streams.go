@@ -195,6 +195,10 @@ func (b *Broker) declare(ctx context.Context) error {
 	return b.declareBuckets(ctx, false)
 }
 
+// DeclareBuckets makes those buckets that are kept in memory, if they are not
+// there: they go with a server's restart. Whoever misses one calls it.
+func (b *Broker) DeclareBuckets(ctx context.Context) error { return b.declareBuckets(ctx, true) }
+
 // declareBuckets makes the buckets. What is in those of leases and breakers is a
 // matter of seconds and kept in memory: after a restart of the server nobody
 // holds anything, and they have to be made again.

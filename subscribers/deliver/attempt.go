@@ -166,7 +166,7 @@ func (w *worker) send(ds []*delivery) {
 			d.attempts++
 		}
 		a, took := w.attempt(ds, p)
-		parked := w.reported(p, a)
+		parked := p.report(a)
 		done()
 		switch {
 		case a.Outcome == Aborted:
@@ -177,7 +177,7 @@ func (w *worker) send(ds []*delivery) {
 				w.delivered(d, a, took)
 			}
 			return
-		case a.Outcome == Rejected && len(ds) > 1:
+		case a.Outcome == Rejected && len(ds) > 1 && !parked:
 			// Which of them is not wanted shows one at a time.
 			for i, d := range ds {
 				d.note(a, took)
@@ -290,20 +290,6 @@ func (w *worker) attempt(ds []*delivery, p permit) (Attempt, time.Duration) {
 	w.log.Debug("delivery attempted", "event", ds[0].event.ID, "type", ds[0].event.Type, "events", len(ds), "probe", p.probe,
 		"outcome", a.Outcome, "status", a.Status, "fault", a.Fault, "reason", a.Reason, "took", took)
 	return a, took
-}
-
-// reported tells the breaker how an attempt ended. It answers true when a refusal
-// was taken for a fault of the subscriber's configuration and not of the event.
-func (w *worker) reported(p permit, a Attempt) (parked bool) {
-	switch a.Outcome {
-	case Aborted:
-		p.abort()
-	case Failed:
-		p.report(false, a.Reason)
-	default:
-		p.report(true, "")
-	}
-	return false
 }
 
 // clock is when the process started, by the wall and by the monotonic clock.

@@ -104,7 +104,7 @@ func fastConfig() deliver.Config {
 	return deliver.Config{
 		Limits:  deliver.Limits{Concurrency: 4, Timeout: ms(2000)},
 		Retry:   deliver.Retry{Schedule: []deliver.Duration{ms(20), ms(40), ms(80)}},
-		Breaker: deliver.Breaker{Failures: 3, OpenFor: ms(20), MaxOpenFor: ms(40)},
+		Breaker: deliver.Breaker{Failures: 3, OpenFor: ms(20), MaxOpenFor: ms(40), RampUp: deliver.None},
 	}
 }
 

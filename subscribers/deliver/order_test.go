@@ -134,7 +134,6 @@ func orderedConfig(o deliver.Ordering) deliver.Config {
 	for range 30 {
 		cfg.Retry.Schedule = append(cfg.Retry.Schedule, deliver.Duration(20*time.Millisecond))
 	}
-	cfg.Breaker.RampUp = deliver.None
 	return cfg
 }
 

@@ -57,6 +57,8 @@ type Parts struct {
 	Broker   *broker.Broker
 	Recorder *Recorder
 	Metrics  *Metrics
+	// Board shows breakers to the other replicas; nil for none.
+	Board *Board
 	Log      *slog.Logger
 }
 
@@ -99,7 +101,7 @@ func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
 	if _, ok := sub.Sender.(BatchSender); sub.Config.Limits.Batch.Events > 0 && !ok {
 		return nil, errors.New("limits.batch: this way of delivery takes one event at a time; remove the key")
 	}
-	w.breaker = newBreaker(sub.Config.Breaker, w.breakerChanged)
+	w.breaker = newBreaker(sub.Config.Breaker, sub.Config.Limits.Concurrency, parts.Board, sub.Name, w.breakerChanged)
 	w.stopping, w.halt = context.WithCancel(context.Background())
 	w.pause.set(sub.Paused)
 	parts.Metrics.init(sub.Name)
@@ -109,6 +111,7 @@ func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
 	}
 	now, err := start(ctx, w)
 	if err != nil {
+		w.breaker.stop()
 		return nil, err
 	}
 	w.now = now
@@ -194,6 +197,7 @@ func (w *Worker) Stop(grace time.Duration) {
 	if now != nil {
 		now.stopAll(grace)
 	}
+	w.breaker.stop()
 	w.sub.Sender.Close()
 }
 
@@ -211,16 +215,30 @@ func (w *Worker) Serving() bool {
 	return serving
 }
 
+// RetryNow lets a subscriber whose breaker is open be tried at once.
+func (w *Worker) RetryNow() { w.breaker.retryNow() }
+
 func (w *Worker) breakerChanged(s BreakerStatus) {
-	open := s.State != "closed"
-	w.parts.Metrics.breaker.WithLabelValues(w.sub.Name).Set(map[bool]float64{true: 1}[open])
-	if open {
-		w.parts.Broker.Report("breaker.opened", w.sub.Name, map[string]any{
-			"failures": s.Failures, "lastError": s.LastError, "nextProbe": s.NextProbe,
-		})
+	w.parts.Metrics.breaker.WithLabelValues(w.sub.Name).Set(map[bool]float64{false: 1}[s.Flowing()])
+	what, attrs := "breaker.closed", map[string]any{}
+	switch s.State {
+	case BreakerRampingUp:
+		what = "breaker.ramping-up"
+	case BreakerClosed:
+	case BreakerMisconfigured:
+		what = "subscriber.misconfigured"
+		attrs = map[string]any{
+			"refusals": s.Failures, "lastError": s.LastError, "nextProbe": s.NextProbe,
+			"fix": "it refuses everything: see its key and address. Events wait; the first that it takes lets the others go. Those it refused before are dead letters: gridfan deadletters redrive " + w.sub.Name,
+		}
+	default:
+		what = "breaker.opened"
+		attrs = map[string]any{"failures": s.Failures, "causes": s.Causes, "lastError": s.LastError, "nextProbe": s.NextProbe}
+	}
+	w.parts.Broker.Report(what, w.sub.Name, attrs)
+	if !s.Flowing() {
 		return
 	}
-	w.parts.Broker.Report("breaker.closed", w.sub.Name, map[string]any{})
 	w.with(func(now *worker) {
 		if now.stopped.Err() == nil {
 			now.sending.Go(now.hasten)

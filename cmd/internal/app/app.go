@@ -152,8 +152,13 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	metrics.MustRegister(registry.NewBacklogMetrics(subscribers, a.log))
+	board, err := deliver.NewBoard(ctx, a.broker, a.log)
+	if err != nil {
+		return err
+	}
+	a.onStop("breakers' board", func(context.Context) error { board.Close(); return nil })
 	fleet, err := registry.StartFleet(ctx, subscribers, deliver.Parts{
-		Broker: a.broker, Recorder: recorder, Metrics: deliver.NewMetrics(metrics), Log: a.log,
+		Broker: a.broker, Recorder: recorder, Metrics: deliver.NewMetrics(metrics), Board: board, Log: a.log,
 	}, a.newSender, a.log)
 	if err != nil {
 		return err

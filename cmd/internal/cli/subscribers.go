@@ -304,20 +304,10 @@ func doing(s admin.Subscriber, now time.Time) string {
 
 // breakerWords is a breaker as one says it to a colleague.
 func breakerWords(b deliver.BreakerStatus, backlog registry.Backlog, now time.Time) string {
-	if b.State == "closed" {
-		if b.Failures > 0 {
-			return fmt.Sprintf("closed, last %s failed (%s)", plural(b.Failures, "attempt"), b.LastError)
-		}
-		return "closed"
+	if b.Flowing() {
+		return b.Words(now)
 	}
-	words := []string{
-		fmt.Sprintf("%s %s", b.State, roughly(now.Sub(b.Since))),
-		fmt.Sprintf("%s (%s)", plural(b.Failures, "failure"), b.LastError),
-	}
-	if b.NextProbe != nil {
-		words = append(words, "next probe in "+roughly(b.NextProbe.Sub(now)))
-	}
-	return strings.Join(append(words, fmt.Sprintf("%d parked", backlog.Pending+backlog.Retry)), ", ")
+	return fmt.Sprintf("%s, %d parked", b.Words(now), backlog.Pending+backlog.Retry)
 }
 
 // roughly rounds a duration to what one would say.
@@ -399,7 +389,9 @@ func nextStep(s admin.Subscriber) string {
 		return "Its events wait. Go on:  gridfan subscribers resume " + name
 	case s.State == admin.Parked:
 		return "Declare it in the configuration file again, or:  gridfan subscribers delete " + name
-	case s.Breaker != nil && s.Breaker.State != "closed":
+	case s.Breaker != nil && s.Breaker.State == deliver.BreakerMisconfigured:
+		return "Its endpoint refuses everything; events wait and go out by themselves once it does not.\nLook at the URL and the key: " + s.Breaker.LastError
+	case s.Breaker != nil && !s.Breaker.Flowing():
 		return "Its endpoint does not take events; they wait and go out by themselves once it does.\nNothing is needed here: look at the endpoint."
 	case s.Backlog.DeadLetters > 0:
 		return fmt.Sprintf("Look at its dead letters:  nats stream get DEADLETTERS --last-for 'gridfan.deadletters.%s.*'", name)
