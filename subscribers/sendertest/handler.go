@@ -1,6 +1,7 @@
 package sendertest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -10,12 +11,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gridfan/gridfan/schemas/cloudevents"
 	"github.com/gridfan/gridfan/schemas/event"
 )
 
 // Handler plays a destination over HTTP. decode reads an event from a request;
-// one that it cannot read, or that is no POST, fails t. Over HTTP/2, where a
-// header arrives whole or not at all, Trickles is the same as Hangs.
+// one that it cannot read, or that is no POST, fails t. A batch is read as our
+// own ingress reads it from anybody. Over HTTP/2, where a header arrives whole or
+// not at all, Trickles is the same as Hangs.
 func Handler(t *testing.T, decode func(header map[string][]string, body []byte) (*event.Event, error), respond Respond) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
@@ -25,13 +28,20 @@ func Handler(t *testing.T, decode func(header map[string][]string, body []byte) 
 		if err != nil {
 			return // the Sender went away
 		}
-		e, err := decode(r.Header, body)
+		var events []*event.Event
+		batch := strings.HasPrefix(r.Header.Get("Content-Type"), event.MediaBatch)
+		if batch {
+			events, err = decodeBatch(r.Header, body)
+		} else {
+			events = make([]*event.Event, 1)
+			events[0], err = decode(r.Header, body)
+		}
 		if err != nil {
 			t.Errorf("unreadable request: %v", err)
 			w.WriteHeader(http.StatusBadRequest)
 			return
 		}
-		reply := respond(Received{Event: e})
+		reply := respond(Received{Event: events[0], Events: events, Batch: batch})
 		if reply.Status == 0 {
 			reply.Status = http.StatusOK
 		}
@@ -67,6 +77,20 @@ func Handler(t *testing.T, decode func(header map[string][]string, body []byte) 
 			}
 		}
 	})
+}
+
+func decodeBatch(header http.Header, body []byte) ([]*event.Event, error) {
+	var events []*event.Event
+	for i, r := range cloudevents.Parse("", header, body) {
+		if r.Fault != nil {
+			return nil, fmt.Errorf("event %d of a batch: %w", i, r.Fault)
+		}
+		events = append(events, r.Event)
+	}
+	if events == nil {
+		return nil, errors.New("an empty batch")
+	}
+	return events, nil
 }
 
 func hijack(w http.ResponseWriter) (net.Conn, bool) {

@@ -16,6 +16,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -49,7 +50,12 @@ type Respond func(Received) Reply
 
 // Received is a request as the destination understood it.
 type Received struct {
+	// Event is what came, the first one of a batch.
 	Event *event.Event
+	// Events are all that came in this request.
+	Events []*event.Event
+	// Batch says that the request was one, be it of a single event.
+	Batch bool
 }
 
 // Reply is how a destination reacts. The zero value accepts the event.
@@ -95,6 +101,8 @@ func Run(t *testing.T, h Harness) {
 	t.Run("secrets", func(t *testing.T) { t.Parallel(); secrets(t, h) })
 	t.Run("content", func(t *testing.T) { t.Parallel(); content(t, h) })
 	t.Run("concurrent", func(t *testing.T) { t.Parallel(); concurrent(t, h) })
+	// Of Senders that are a deliver.BatchSender.
+	t.Run("batch", func(t *testing.T) { t.Parallel(); batches(t, h) })
 }
 
 // checked sends and holds every Attempt, whatever the test is about, to what
@@ -137,6 +145,16 @@ func (c *checked) sendCtx(ctx context.Context, e *event.Event) deliver.Attempt {
 	if d := cmp.Diff(before, e, cmp.Comparer(bytes.Equal)); d != "" {
 		c.t.Errorf("Send changed the event (-before +after):\n%s", d)
 	}
+	c.hold(a)
+	return a
+}
+
+// hold holds an Attempt to what deliver.Attempt promises.
+func (c *checked) hold(a deliver.Attempt) {
+	c.t.Helper()
+	if failed := a.Outcome == deliver.Failed || a.Outcome == deliver.Rejected; failed != slices.Contains(deliver.Faults, a.Fault) || !failed && a.Fault != "" {
+		c.t.Errorf("outcome %s with fault %q (%s)", a.Outcome, a.Fault, a.Reason)
+	}
 	switch a.Outcome {
 	case deliver.Delivered:
 		if a.Reason != "" || a.RetryAfter != 0 {
@@ -164,7 +182,6 @@ func (c *checked) sendCtx(ctx context.Context, e *event.Event) deliver.Attempt {
 			c.t.Errorf("the reason shows a secret: %q", a.Reason)
 		}
 	}
-	return a
 }
 
 func (c *checked) want(what string, a deliver.Attempt, outcome deliver.Outcome, status int) {
@@ -205,12 +222,24 @@ func simple(id string) *event.Event {
 	}
 }
 
+// kind is what a status means.
+type kind struct {
+	outcome deliver.Outcome
+	fault   deliver.Fault
+}
+
+var meaning = map[kind][]int{
+	{deliver.Delivered, ""}:                  {200, 201, 202, 204},
+	{deliver.Rejected, deliver.FaultRefused}: {400, 402, 406, 409, 411, 412, 413, 414, 415, 417, 421, 422, 423, 424, 426, 428, 431, 451, 499},
+	{deliver.Rejected, deliver.FaultAccess}:  {401, 403},
+	{deliver.Rejected, deliver.FaultAddress}: {300, 304, 404, 405, 410},
+	{deliver.Failed, deliver.FaultThrottled}: {429},
+	{deliver.Failed, deliver.FaultServer}:    {408, 425, 500, 501, 502, 503, 504, 505, 507, 508, 510, 599},
+	// These never got to the destination, so it can't have refused the event.
+	{deliver.Failed, deliver.FaultNetwork}: {407, 511},
+}
+
 func statuses(t *testing.T, h Harness) {
-	outcomes := map[deliver.Outcome][]int{
-		deliver.Delivered: {200, 201, 202, 204},
-		deliver.Rejected:  {300, 304, 400, 401, 403, 404, 405, 406, 409, 410, 412, 413, 415, 422, 431, 451},
-		deliver.Failed:    {408, 425, 429, 500, 501, 502, 503, 504, 507, 599},
-	}
 	var count counter
 	s := start(t, h, func(r Received) Reply {
 		count.count(r)
@@ -218,11 +247,14 @@ func statuses(t *testing.T, h Harness) {
 		_, _ = fmt.Sscanf(r.Event.ID, "status-%d", &status)
 		return Reply{Status: status, Body: "a short answer"}
 	})
-	for outcome, list := range outcomes {
+	for k, list := range meaning {
 		for _, status := range list {
 			id := fmt.Sprintf("status-%d", status)
 			a := s.send(simple(id))
-			s.want(id, a, outcome, status)
+			s.want(id, a, k.outcome, status)
+			if a.Fault != k.fault {
+				t.Errorf("%s: fault %q, want %q", id, a.Fault, k.fault)
+			}
 			if a.RetryAfter != 0 {
 				t.Errorf("%s: RetryAfter is %v though the answer names none", id, a.RetryAfter)
 			}
@@ -289,6 +321,9 @@ func deadline(t *testing.T, h Harness) {
 			begin := time.Now()
 			a := s.sendCtx(ctx, simple("1"))
 			s.want("at the deadline", a, deliver.Failed, 0)
+			if a.Fault != deliver.FaultTimeout {
+				t.Errorf("fault %q, want %q", a.Fault, deliver.FaultTimeout)
+			}
 			if took := time.Since(begin); took > soon {
 				t.Errorf("took %v with a deadline of 200ms", took)
 			}
@@ -399,7 +434,13 @@ func secrets(t *testing.T, h Harness) {
 	}
 }
 
-func content(t *testing.T, h Harness) {
+// sample is an event that is hard to carry.
+type sample struct {
+	name string
+	e    *event.Event
+}
+
+func samples() []sample {
 	every := byteRange()
 	full := &event.Event{
 		ID: "a b\"%\x00\n\rü\U0001F600", Source: "/d365/fno/prod?x=1#y", Type: "Purchase Order.Confirmed\n",
@@ -426,10 +467,7 @@ func content(t *testing.T, h Harness) {
 		e.Subject = s
 		return e
 	}
-	tests := []struct {
-		name string
-		e    *event.Event
-	}{
+	return []sample{
 		{"all attributes", full},
 		{"required attributes alone", &event.Event{ID: "1", Source: "s", Type: "t"}},
 		{"numbers", with("application/json", []byte(`{"max":9223372036854775807,"min":-9223372036854775808,"big":123456789012345678901234567890.10,"zero":-0,"exp":1E400}`), true)},
@@ -447,7 +485,10 @@ func content(t *testing.T, h Harness) {
 		{"64 KB subject", subject(strings.Repeat("s", 64<<10))},
 		{"64 KB of line breaks", subject(strings.Repeat("\n", 64<<10))},
 	}
-	for _, tt := range tests {
+}
+
+func content(t *testing.T, h Harness) {
+	for _, tt := range samples() {
 		t.Run(tt.name, func(t *testing.T) {
 			var got *event.Event
 			s := start(t, h, func(r Received) Reply {
@@ -508,4 +549,108 @@ func concurrent(t *testing.T, h Harness) {
 			count.once(t, fmt.Sprintf("%d-%d-odd", i, j))
 		}
 	}
+}
+
+func (c *checked) sendBatch(ctx context.Context, events []*event.Event) deliver.Attempt {
+	c.t.Helper()
+	var before []*event.Event
+	for _, e := range events {
+		e = e.Clone()
+		e.Data = bytes.Clone(e.Data)
+		before = append(before, e)
+	}
+	a := c.sender.(deliver.BatchSender).SendBatch(ctx, events)
+	if d := cmp.Diff(before, events, cmp.Comparer(bytes.Equal)); d != "" {
+		c.t.Errorf("SendBatch changed its events (-before +after):\n%s", d)
+	}
+	c.hold(a)
+	return a
+}
+
+// batches: several events are one request with one answer.
+func batches(t *testing.T, h Harness) {
+	if _, ok := start(t, h, func(Received) Reply { return Reply{} }).sender.(deliver.BatchSender); !ok {
+		return
+	}
+	some := func(n int) []*event.Event {
+		var events []*event.Event
+		for i := range n {
+			events = append(events, simple(fmt.Sprint(i)))
+		}
+		return events
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+
+	every := []*event.Event{}
+	for _, s := range samples() {
+		every = append(every, s.e)
+	}
+	for name, events := range map[string][]*event.Event{
+		"content": every, "one": some(1), "a thousand": some(1000), "the same twice": {simple("1"), simple("1")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var got []Received
+			s := start(t, h, func(r Received) Reply {
+				got = append(got, r)
+				return Reply{}
+			})
+			s.want(name, s.sendBatch(ctx, events), deliver.Delivered, 200)
+			if len(got) != 1 || !got[0].Batch {
+				t.Fatalf("%d requests, want one batch", len(got))
+			}
+			if d := cmp.Diff(events, got[0].Events, cmp.Comparer(bytes.Equal)); d != "" {
+				t.Errorf("arrived differently, or in another order (-sent +arrived):\n%.2000s", d)
+			}
+		})
+	}
+	t.Run("statuses", func(t *testing.T) {
+		t.Parallel()
+		for k, list := range meaning {
+			for _, status := range list {
+				s := start(t, h, func(Received) Reply {
+					return Reply{Status: status, Header: http.Header{"Retry-After": {"7"}}}
+				})
+				a := s.sendBatch(ctx, some(3))
+				s.want("batch", a, k.outcome, status)
+				if wait := (a.Outcome == deliver.Failed); a.Fault != k.fault || wait != (a.RetryAfter == 7*time.Second) {
+					t.Errorf("status %d: got %+v", status, a)
+				}
+			}
+		}
+	})
+	t.Run("deadline", func(t *testing.T) {
+		t.Parallel()
+		s := start(t, h, func(Received) Reply { return Reply{Fault: Hangs} })
+		short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+		defer cancel()
+		s.want("at the deadline", s.sendBatch(short, some(3)), deliver.Failed, 0)
+	})
+	t.Run("cancel", func(t *testing.T) {
+		t.Parallel()
+		stop, cancel := context.WithCancel(ctx)
+		defer cancel()
+		s := start(t, h, func(Received) Reply {
+			cancel()
+			return Reply{Fault: Hangs}
+		})
+		s.want("stopped", s.sendBatch(stop, some(3)), deliver.Aborted, 0)
+	})
+	// Beside single ones, which share its connections.
+	t.Run("concurrent", func(t *testing.T) {
+		t.Parallel()
+		s := start(t, h, func(r Received) Reply {
+			if r.Batch != (len(r.Events) == 3) {
+				t.Errorf("a batch of %d events", len(r.Events))
+			}
+			return Reply{}
+		})
+		var wg sync.WaitGroup
+		for range 16 {
+			wg.Go(func() { s.want("single", s.send(simple("1")), deliver.Delivered, 200) })
+			wg.Go(func() { s.want("batch", s.sendBatch(ctx, some(3)), deliver.Delivered, 200) })
+		}
+		wg.Wait()
+	})
 }

@@ -50,6 +50,15 @@ func (c *Config) Validate(path string) error {
 	return errors.Join(errs...)
 }
 
+// ValidateBatch reports, by the path of its key below path, what keeps several
+// events from going out in one request. c is valid.
+func (c Config) ValidateBatch(path string) error {
+	if c.Format == Binary {
+		return fmt.Errorf("%s.format: %s has room for one event in a request; want %s beside limits.batch, or no batch", path, Binary, Structured)
+	}
+	return nil
+}
+
 // Redacted returns c with the secret parts of its URL hidden.
 func (c Config) Redacted() Config {
 	c.URL = secret.URL(c.URL)

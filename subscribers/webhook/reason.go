@@ -23,15 +23,20 @@ func (s *Sender) noAnswer(ctx context.Context, err error, took time.Duration) de
 	case context.Canceled:
 		return deliver.Attempt{Outcome: deliver.Aborted, Reason: "stopped before there was an answer"}
 	case context.DeadlineExceeded:
-		return deliver.Attempt{Outcome: deliver.Failed, Reason: "timed out after " + roundOff(took)}
+		return deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultTimeout, Reason: "timed out after " + roundOff(took)}
 	}
-	return deliver.Attempt{Outcome: deliver.Failed, Reason: s.classify(err)}
+	fault, reason := s.classify(err)
+	return deliver.Attempt{Outcome: deliver.Failed, Fault: fault, Reason: reason}
 }
 
 // classify puts a transport error into few words. Of errors it does not know it
 // shows the text, but never one with a URL in it: the address of a proxy may
 // hold a password.
-func (s *Sender) classify(err error) string {
+//
+// Only what may have reached the subscriber is a time-out: a connection or TLS
+// handshake that did not come about in time is the network's fault, and whoever
+// fears to repeat a request need not fear that one.
+func (s *Sender) classify(err error) (deliver.Fault, string) {
 	text := err.Error()
 	dns, isDNS := errors.AsType[*net.DNSError](err)
 	op, isOp := errors.AsType[*net.OpError](err)
@@ -39,40 +44,40 @@ func (s *Sender) classify(err error) string {
 	timeout, isNet := errors.AsType[net.Error](err)
 	switch {
 	case isDNS && dns.IsNotFound:
-		return "no such host"
+		return deliver.FaultDNS, "no such host"
 	case isDNS && dns.IsTimeout:
-		return "name lookup timed out"
+		return deliver.FaultDNS, "name lookup timed out"
 	case isDNS:
-		return "name lookup failed"
+		return deliver.FaultDNS, "name lookup failed"
 	case isOp && op.Op == "proxyconnect":
-		return "the proxy cannot be reached"
+		return deliver.FaultNetwork, "the proxy cannot be reached"
 	case strings.Contains(text, "TLS handshake timeout"): // net/http has no type for it
-		return "TLS: handshake timed out after " + roundOff(connectTimeout)
+		return deliver.FaultNetwork, "TLS: handshake timed out after " + roundOff(connectTimeout)
 	case isOp && op.Op == "dial" && op.Timeout():
-		return "connecting timed out after " + roundOff(connectTimeout)
+		return deliver.FaultNetwork, "connecting timed out after " + roundOff(connectTimeout)
 	case isNet && timeout.Timeout():
-		return "timed out"
+		return deliver.FaultTimeout, "timed out"
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return "connection refused"
+		return deliver.FaultNetwork, "connection refused"
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return "connection reset"
+		return deliver.FaultNetwork, "connection reset"
 	case errors.Is(err, syscall.EHOSTUNREACH):
-		return "no route to host"
+		return deliver.FaultNetwork, "no route to host"
 	case errors.Is(err, syscall.ENETUNREACH):
-		return "network unreachable"
+		return deliver.FaultNetwork, "network unreachable"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), strings.Contains(text, "server closed idle connection"):
-		return "connection closed without an answer"
+		return deliver.FaultNetwork, "connection closed without an answer"
 	case isRecord && string(record.RecordHeader[:]) == "HTTP/":
-		return "TLS: the subscriber speaks plain HTTP"
+		return deliver.FaultTLS, "TLS: the subscriber speaks plain HTTP"
 	case strings.Contains(text, "://"):
-		return "the request could not be sent"
+		return deliver.FaultNetwork, "the request could not be sent"
 	}
 	for _, prefix := range []string{"x509: ", "tls: "} {
 		if _, rest, ok := strings.Cut(text, prefix); ok {
-			return "TLS: " + s.printable(rest, 256)
+			return deliver.FaultTLS, "TLS: " + s.printable(rest, 256)
 		}
 	}
-	return "transport error: " + s.printable(text, 256)
+	return deliver.FaultNetwork, "transport error: " + s.printable(text, 256)
 }
 
 // printable makes foreign text fit for a log line: without our secrets, valid

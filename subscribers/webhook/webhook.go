@@ -1,19 +1,21 @@
-// Package webhook posts events to an HTTP endpoint, as CloudEvents in either
-// content mode. It is one deliver.Sender.
+// Package webhook posts events to an HTTP endpoint, as CloudEvents one by one in
+// either content mode, or several in a batch; with keys, signed as Standard
+// Webhooks says. It is one deliver.BatchSender.
 //
 // What an attempt guarantees:
 //
-//   - One Send is one POST. Nothing is repeated and no redirect is followed, so
+//   - One Send, or SendBatch, is one POST. Nothing is repeated and no redirect is followed, so
 //     neither the event nor the endpoint's key reaches a host that the
 //     configuration does not name.
 //   - The status decides, and decides alone: 2xx is delivered; 408, 425, 429 and
-//     5xx are tried again, after Retry-After where the subscriber sent one; any
-//     other 3xx or 4xx is a rejection of this event. What follows the status can
-//     delay an attempt by a second at most and changes nothing.
+//     5xx are tried again, after Retry-After where the subscriber sent one, and
+//     so is 407, which never got to the subscriber; any other 3xx or 4xx is a
+//     rejection of this event. What follows the status can delay an attempt by a
+//     second at most and changes nothing.
 //   - Without a status the attempt failed, or was aborted when the caller
 //     stopped it.
-//   - No Reason shows the query or the user and password of the URL, even if the
-//     subscriber's answer quotes them.
+//   - No Reason shows the query or the user and password of the URL or a signing
+//     key, even if the subscriber's answer quotes them.
 //
 // Attributes and data arrive exactly as they are in the event. Binary mode has
 // two exceptions, both in the package's favour of being understood: attributes
@@ -29,6 +31,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/base64"
+	"encoding/hex"
 	"html"
 	"io"
 	"maps"
@@ -75,9 +78,12 @@ const (
 	idleTimeout = 4 * time.Second
 )
 
-// mediaStructured spells the charset as the JavaScript SDK compares it, byte
+// The media types spell the charset as the JavaScript SDK compares it, byte
 // for byte (cloudevents 10.0.0; 2026-11).
-const mediaStructured = event.MediaStructured + "; charset=utf-8"
+const (
+	mediaStructured = event.MediaStructured + "; charset=utf-8"
+	mediaBatch      = event.MediaBatch + "; charset=utf-8"
+)
 
 // Options are what a Sender is told besides its Config.
 type Options struct {
@@ -86,6 +92,10 @@ type Options struct {
 	Concurrency int
 	// Version of gridfan, for the User-Agent. Empty leaves it out.
 	Version string
+	// Keys sign every request, each with a signature of its own, so that a
+	// receiver can go over from one to the next at any time between. The newest
+	// comes first. None means unsigned.
+	Keys [][]byte
 }
 
 // Sender posts events to one endpoint. It is safe for concurrent use.
@@ -93,13 +103,16 @@ type Sender struct {
 	format    Format
 	transport *http.Transport
 	// request is what all requests have in common, header that of structured
-	// ones. Both are shared by running requests and never changed.
+	// ones, and batch that of batches. They are shared by running requests and
+	// never changed.
 	request *http.Request
 	header  http.Header
+	batch   http.Header
+	signer  *signer // nil without keys
 	secrets *strings.Replacer
 }
 
-var _ deliver.Sender = (*Sender)(nil)
+var _ deliver.BatchSender = (*Sender)(nil)
 
 // New makes a Sender for a valid cfg; it opens no connection yet. The caller
 // closes it.
@@ -111,10 +124,15 @@ func New(cfg Config, opts Options) (*Sender, error) {
 	if err != nil {
 		return nil, err // Validate has parsed it
 	}
+	signer, err := newSigner(opts.Keys)
+	if err != nil {
+		return nil, err
+	}
 	s := &Sender{
 		format:  cfg.Format,
 		header:  http.Header{"Content-Type": {mediaStructured}, "User-Agent": {"gridfan"}},
-		secrets: hide(u),
+		signer:  signer,
+		secrets: hide(u, opts.Keys),
 	}
 	if opts.Version != "" {
 		s.header.Set("User-Agent", "gridfan/"+opts.Version)
@@ -124,6 +142,8 @@ func New(cfg Config, opts Options) (*Sender, error) {
 		s.header.Set("Authorization", basicAuth(u.User))
 		u.User = nil
 	}
+	s.batch = s.header.Clone()
+	s.batch.Set("Content-Type", mediaBatch)
 	s.request = &http.Request{
 		Method: http.MethodPost, URL: u, Host: u.Host,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
@@ -149,13 +169,61 @@ func New(cfg Config, opts Options) (*Sender, error) {
 
 // Send posts e once; see deliver.Sender.
 func (s *Sender) Send(ctx context.Context, e *event.Event) deliver.Attempt {
+	header, body := s.header, e.Data
+	own, ok := s.binaryHeader(e)
+	if ok {
+		header = own
+	} else {
+		body = e.JSON()
+	}
+	if s.signer != nil {
+		if !ok {
+			header = withRoom(header)
+		}
+		s.signer.sign(header, webhookID(e.ID), body, time.Now())
+	}
+	return s.post(ctx, header, body)
+}
+
+// SendBatch posts events once, in the order given, as a JSON array; see
+// deliver.BatchSender. It does so whatever the format is, see
+// Config.ValidateBatch.
+func (s *Sender) SendBatch(ctx context.Context, events []*event.Event) deliver.Attempt {
+	size := 2
+	for _, e := range events {
+		size += 512 + e.HeaderSize() + len(e.Data)
+	}
+	body := append(make([]byte, 0, size), '[')
+	for i, e := range events {
+		if i > 0 {
+			body = append(body, ',')
+		}
+		body = e.AppendJSON(body)
+	}
+	body = append(body, ']')
+	header := s.batch
+	if s.signer != nil {
+		header = withRoom(header)
+		s.signer.sign(header, batchID(events), body, time.Now())
+	}
+	return s.post(ctx, header, body)
+}
+
+// withRoom copies a header that a signature is added to.
+func withRoom(h http.Header) http.Header {
+	own := make(http.Header, len(h)+3)
+	maps.Copy(own, h)
+	return own
+}
+
+func (s *Sender) post(ctx context.Context, header http.Header, body []byte) deliver.Attempt {
 	start := time.Now()
 	reqCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// The transport itself and not an http.Client, because that follows
 	// redirects, and answers one it cannot parse with an error in place of its
 	// status.
-	resp, err := s.transport.RoundTrip(s.newRequest(reqCtx, e))
+	resp, err := s.transport.RoundTrip(s.newRequest(reqCtx, header, body))
 	if err != nil {
 		return s.noAnswer(ctx, err, time.Since(start))
 	}
@@ -165,14 +233,9 @@ func (s *Sender) Send(ctx context.Context, e *event.Event) deliver.Attempt {
 // Close gives up idle connections; see deliver.Sender.
 func (s *Sender) Close() { s.transport.CloseIdleConnections() }
 
-func (s *Sender) newRequest(ctx context.Context, e *event.Event) *http.Request {
+func (s *Sender) newRequest(ctx context.Context, header http.Header, body []byte) *http.Request {
 	req := s.request.WithContext(ctx)
-	body := e.Data
-	if header, ok := s.binaryHeader(e); ok {
-		req.Header = header
-	} else {
-		req.Header, body = s.header, e.JSON()
-	}
+	req.Header = header
 	if len(body) == 0 {
 		req.Body = http.NoBody
 		return req
@@ -202,7 +265,7 @@ func (s *Sender) binaryHeader(e *event.Event) (http.Header, bool) {
 		// for attributes in the data.
 		contentType = "application/json"
 	}
-	h := make(http.Header, len(s.header)+8+len(e.Extensions))
+	h := make(http.Header, len(s.header)+8+len(e.Extensions)+3) // and a signature
 	maps.Copy(h, s.header)
 	h.Del("Content-Type")
 	e.Header(h)
@@ -248,20 +311,37 @@ func (s *Sender) judge(resp *http.Response, body []byte) deliver.Attempt {
 	case a.Status >= 300 && a.Status < 400:
 		// Whoever configured the URL has to follow it: the event and its
 		// credentials are not for any host an answer names.
-		a.Outcome = deliver.Rejected
+		a.Outcome, a.Fault = deliver.Rejected, deliver.FaultAddress
 		a.Reason = code + ": redirects are not followed" + s.redirectHost(resp)
 		return a
 	case a.Status < 200:
 		// 101 after no request for it. The other 1xx never get here.
-		a.Outcome = deliver.Failed
+		a.Outcome, a.Fault = deliver.Failed, deliver.FaultServer
 		a.Reason = code + ": not an answer to a POST"
 		return a
-	case a.Status >= 500,
-		a.Status == http.StatusRequestTimeout, a.Status == http.StatusTooEarly, a.Status == http.StatusTooManyRequests:
-		a.Outcome = deliver.Failed
-		a.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+	}
+	switch a.Status {
+	case http.StatusProxyAuthRequired, http.StatusNetworkAuthenticationRequired:
+		// They come from something on the way (RFC 9110 §15.5.8, RFC 6585 §6).
+		// The subscriber has not seen the event and can't have refused it.
+		a.Outcome, a.Fault = deliver.Failed, deliver.FaultNetwork
+		code += " of a proxy on the way"
+	case http.StatusRequestTimeout, http.StatusTooEarly:
+		a.Outcome, a.Fault = deliver.Failed, deliver.FaultServer
+	case http.StatusTooManyRequests:
+		a.Outcome, a.Fault = deliver.Failed, deliver.FaultThrottled
+	case http.StatusUnauthorized, http.StatusForbidden:
+		a.Outcome, a.Fault = deliver.Rejected, deliver.FaultAccess
+	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusGone:
+		a.Outcome, a.Fault = deliver.Rejected, deliver.FaultAddress
 	default:
-		a.Outcome = deliver.Rejected
+		a.Outcome, a.Fault = deliver.Rejected, deliver.FaultRefused
+		if a.Status >= 500 {
+			a.Outcome, a.Fault = deliver.Failed, deliver.FaultServer
+		}
+	}
+	if a.Outcome == deliver.Failed {
+		a.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
 	}
 	a.Reason = code
 	if text := s.printable(string(body), maxExcerpt); text != "" {
@@ -310,9 +390,10 @@ func basicAuth(user *url.Userinfo) string {
 }
 
 // hide finds the secrets of u and returns what strikes them out of a text,
-// plain or encoded, for the answers that quote their request. Nil means that
-// there are none.
-func hide(u *url.URL) *strings.Replacer {
+// plain or encoded, for the answers that quote their request. So it does with
+// keys, which are in no request, but in the hands of whoever answers. Nil means
+// that there are none.
+func hide(u *url.URL, keys [][]byte) *strings.Replacer {
 	found := map[string]bool{}
 	add := func(s string) {
 		// Something shorter is no secret, and would tear holes into every text.
@@ -340,6 +421,11 @@ func hide(u *url.URL) *strings.Replacer {
 		password, _ := u.User.Password()
 		add(password)
 		add(strings.TrimPrefix(basicAuth(u.User), "Basic "))
+	}
+	for _, key := range keys {
+		add(strings.TrimPrefix(FormatKey(key), keyPrefix))
+		add(hex.EncodeToString(key))
+		add(string(key))
 	}
 	if len(found) == 0 {
 		return nil

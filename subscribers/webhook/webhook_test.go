@@ -14,6 +14,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -45,9 +47,9 @@ func withCanaries(t *testing.T, raw string) string {
 	return u.String()
 }
 
-func newSender(t *testing.T, format Format, rawURL string) *Sender {
+func newSender(t *testing.T, format Format, rawURL string, keys ...[]byte) *Sender {
 	t.Helper()
-	s, err := New(Config{URL: rawURL, Format: format}, Options{Concurrency: 32, Version: "1.2.3"})
+	s, err := New(Config{URL: rawURL, Format: format}, Options{Concurrency: 32, Version: "1.2.3", Keys: keys})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,17 +61,26 @@ func TestSender(t *testing.T) {
 		canaryKey, url.QueryEscape(canaryKey), canaryUser, canaryPassword, url.PathEscape(canaryPassword),
 		base64.StdEncoding.EncodeToString([]byte(canaryUser + ":" + canaryPassword)),
 	}
-	for _, proto := range []string{"http", "http2"} {
+	keys := []string{FormatKey(oldKey), FormatKey(newerKey), FormatKey(newerKey)[len(keyPrefix):]}
+	for _, proto := range []string{"http", "http2", "signed"} {
 		for _, format := range []Format{Structured, Binary} {
 			h := sendertest.Harness{
 				Secrets: secrets,
 				New: func(t *testing.T, respond sendertest.Respond) deliver.Sender {
-					srv := httptest.NewUnstartedServer(sendertest.Handler(t, event.Decode, respond))
+					handler := sendertest.Handler(t, event.Decode, respond)
+					if proto == "signed" {
+						handler = verifying(t, handler, oldKey)
+					}
+					srv := httptest.NewUnstartedServer(handler)
 					quiet(srv)
 					t.Cleanup(srv.Close)
-					if proto == "http" {
+					switch proto {
+					case "http":
 						srv.Start()
 						return newSender(t, format, withCanaries(t, srv.URL))
+					case "signed":
+						srv.Start()
+						return newSender(t, format, withCanaries(t, srv.URL), newerKey, oldKey)
 					}
 					srv.EnableHTTP2 = true
 					srv.StartTLS()
@@ -80,6 +91,9 @@ func TestSender(t *testing.T) {
 			}
 			if format == Binary {
 				h.Arrives = throughHeaders
+			}
+			if proto == "signed" {
+				h.Secrets = slices.Concat(secrets, keys)
 			}
 			t.Run(fmt.Sprint(proto, "/", format), func(t *testing.T) { sendertest.Run(t, h) })
 		}
@@ -196,26 +210,29 @@ func TestBinaryLimit(t *testing.T) {
 
 func TestReasons(t *testing.T) {
 	tests := []struct {
-		name    string
-		status  int
-		header  string
-		body    string
-		outcome deliver.Outcome
-		want    string
+		name   string
+		status int
+		header string
+		body   string
+		fault  deliver.Fault
+		want   string
 	}{
-		{"empty", 503, "", "", deliver.Failed, "HTTP 503"},
-		{"text", 400, "", " no such\n\torder \n", deliver.Rejected, "HTTP 400: no such order"},
-		{"blank", 500, "", "\r\n", deliver.Failed, "HTTP 500"},
-		{"control", 500, "", "a\x00b\x1b\xff", deliver.Failed, "HTTP 500: a\ufffdb\ufffd\ufffd"},
-		{"long", 500, "", strings.Repeat("é", 1000), deliver.Failed, "HTTP 500: " + strings.Repeat("é", 256)},
-		{"redirect", 302, "https://u:p@elsewhere.example:8443/x?k=v", "moved", deliver.Rejected,
+		{"empty", 503, "", "", deliver.FaultServer, "HTTP 503"},
+		{"text", 400, "", " no such\n\torder \n", deliver.FaultRefused, "HTTP 400: no such order"},
+		{"blank", 500, "", "\r\n", deliver.FaultServer, "HTTP 500"},
+		{"proxy", 407, "", "who are you", deliver.FaultNetwork, "HTTP 407 of a proxy on the way: who are you"},
+		{"captive portal", 511, "", "", deliver.FaultNetwork, "HTTP 511 of a proxy on the way"},
+		{"control", 500, "", "a\x00b\x1b\xff", deliver.FaultServer, "HTTP 500: a\ufffdb\ufffd\ufffd"},
+		{"long", 500, "", strings.Repeat("é", 1000), deliver.FaultServer, "HTTP 500: " + strings.Repeat("é", 256)},
+		{"redirect", 302, "https://u:p@elsewhere.example:8443/x?k=v", "moved", deliver.FaultAddress,
 			"HTTP 302: redirects are not followed (this one leads to elsewhere.example:8443)"},
-		{"redirect nowhere", 304, "", "", deliver.Rejected, "HTTP 304: redirects are not followed"},
-		{"redirect to nonsense", 307, "http://%zz", "", deliver.Rejected, "HTTP 307: redirects are not followed (its Location is no URL)"},
-		{"echo", 404, "", "Cannot POST /hook?code=" + url.QueryEscape(canaryKey) + "&v=1 for " + canaryUser, deliver.Rejected,
+		{"redirect nowhere", 304, "", "", deliver.FaultAddress, "HTTP 304: redirects are not followed"},
+		{"redirect to nonsense", 307, "http://%zz", "", deliver.FaultAddress, "HTTP 307: redirects are not followed (its Location is no URL)"},
+		{"echo", 404, "", "Cannot POST /hook?code=" + url.QueryEscape(canaryKey) + "&v=1 for " + canaryUser, deliver.FaultAddress,
 			"HTTP 404: Cannot POST /hook?<redacted> for <redacted>"},
-		{"echo of the value", 404, "", `{"code":"` + canaryKey + `"}`, deliver.Rejected, `HTTP 404: {"code":"<redacted>"}`},
-		{"echo across the cut", 404, "", strings.Repeat("-", 505) + canaryKey, deliver.Rejected,
+		{"echo of a signing key", 400, "", "bad signature with key " + FormatKey(newerKey), deliver.FaultRefused, "HTTP 400: bad signature with key whsec_<redacted>"},
+		{"echo of the value", 404, "", `{"code":"` + canaryKey + `"}`, deliver.FaultAddress, `HTTP 404: {"code":"<redacted>"}`},
+		{"echo across the cut", 404, "", strings.Repeat("-", 505) + canaryKey, deliver.FaultAddress,
 			"HTTP 404: " + strings.Repeat("-", 505) + "<redact"},
 	}
 	for _, tt := range tests {
@@ -228,10 +245,14 @@ func TestReasons(t *testing.T) {
 				_, _ = io.WriteString(w, tt.body)
 			}))
 			defer srv.Close()
-			s := newSender(t, Structured, withCanaries(t, srv.URL))
+			s := newSender(t, Structured, withCanaries(t, srv.URL), newerKey)
 			defer s.Close()
 			got := s.Send(t.Context(), &event.Event{ID: "1", Source: "s", Type: "t"})
-			if d := cmp.Diff(deliver.Attempt{Outcome: tt.outcome, Status: tt.status, Reason: tt.want}, got); d != "" {
+			want := deliver.Attempt{Outcome: deliver.Rejected, Fault: tt.fault, Status: tt.status, Reason: tt.want}
+			if tt.fault == deliver.FaultServer || tt.fault == deliver.FaultNetwork {
+				want.Outcome = deliver.Failed
+			}
+			if d := cmp.Diff(want, got); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
 		})
@@ -254,23 +275,27 @@ func TestTransportReasons(t *testing.T) {
 	silent := listen(t, func(net.Conn) {})
 	closed := listen(t, nil)
 
-	tests := []struct{ name, url, want string }{
-		{"refused", "http://" + closed, "connection refused"},
-		{"closed", "http://" + silent, "connection closed without an answer"},
-		{"not HTTP", "http://" + garbage, `transport error: net/http: HTTP/1.x transport connection broken: malformed HTTP status code "<redacted>"`},
-		{"unknown authority", secure.URL, "TLS: certificate signed by unknown authority"},
-		{"old TLS", old.URL, "TLS: protocol version not supported"},
-		{"HTTP behind https", strings.Replace(plain.URL, "http:", "https:", 1), "TLS: the subscriber speaks plain HTTP"},
-		{"no TLS behind https", "https://" + garbage, "TLS: first record does not look like a TLS handshake"},
-		{"bad port", "http://127.0.0.1:99999", "transport error: dial tcp: address 99999: invalid port"},
+	tests := []struct {
+		name, url string
+		fault     deliver.Fault
+		want      string
+	}{
+		{"refused", "http://" + closed, deliver.FaultNetwork, "connection refused"},
+		{"closed", "http://" + silent, deliver.FaultNetwork, "connection closed without an answer"},
+		{"not HTTP", "http://" + garbage, deliver.FaultNetwork, `transport error: net/http: HTTP/1.x transport connection broken: malformed HTTP status code "<redacted>"`},
+		{"unknown authority", secure.URL, deliver.FaultTLS, "TLS: certificate signed by unknown authority"},
+		{"old TLS", old.URL, deliver.FaultTLS, "TLS: protocol version not supported"},
+		{"HTTP behind https", strings.Replace(plain.URL, "http:", "https:", 1), deliver.FaultTLS, "TLS: the subscriber speaks plain HTTP"},
+		{"no TLS behind https", "https://" + garbage, deliver.FaultTLS, "TLS: first record does not look like a TLS handshake"},
+		{"bad port", "http://127.0.0.1:99999", deliver.FaultNetwork, "transport error: dial tcp: address 99999: invalid port"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newSender(t, Binary, withCanaries(t, tt.url))
 			defer s.Close()
 			got := s.Send(t.Context(), &event.Event{ID: "1", Source: "s", Type: "t", Data: []byte("x")})
-			if got.Reason != tt.want || got.Outcome != deliver.Failed || got.Status != 0 {
-				t.Errorf("got %+v, want %q", got, tt.want)
+			if got.Reason != tt.want || got.Fault != tt.fault || got.Outcome != deliver.Failed || got.Status != 0 {
+				t.Errorf("got %+v, want %q (%s)", got, tt.want, tt.fault)
 			}
 		})
 	}
@@ -306,25 +331,27 @@ func listen(t *testing.T, reply func(net.Conn)) (addr string) {
 func TestClassify(t *testing.T) {
 	timeout := &net.OpError{Op: "dial", Net: "tcp", Err: context.DeadlineExceeded}
 	tests := []struct {
-		err  error
-		want string
+		err   error
+		fault deliver.Fault
+		want  string
 	}{
-		{&net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "h", IsNotFound: true}}, "no such host"},
-		{&net.OpError{Op: "dial", Err: &net.DNSError{Err: "i/o timeout", Name: "h", IsTimeout: true}}, "name lookup timed out"},
-		{&net.OpError{Op: "dial", Err: &net.DNSError{Err: "server misbehaving", Name: "h"}}, "name lookup failed"},
-		{timeout, "connecting timed out after 10s"},
-		{&net.OpError{Op: "proxyconnect", Err: timeout}, "the proxy cannot be reached"},
-		{errors.New("net/http: TLS handshake timeout"), "TLS: handshake timed out after 10s"},
-		{fmt.Errorf("x: %w", io.ErrUnexpectedEOF), "connection closed without an answer"},
-		{x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{"a.example"}}, Host: "b.example"}, "TLS: certificate is valid for a.example, not b.example"},
-		{&url.Error{Op: "Post", URL: "https://h/?k=v", Err: errors.New("odd")}, "the request could not be sent"},
-		{errors.New(`invalid proxy address "http://u:p@proxy:1"`), "the request could not be sent"},
-		{errors.New("code " + canaryKey + " is bad\n"), "transport error: code <redacted> is bad"},
+		{&net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "h", IsNotFound: true}}, deliver.FaultDNS, "no such host"},
+		{&net.OpError{Op: "dial", Err: &net.DNSError{Err: "i/o timeout", Name: "h", IsTimeout: true}}, deliver.FaultDNS, "name lookup timed out"},
+		{&net.OpError{Op: "dial", Err: &net.DNSError{Err: "server misbehaving", Name: "h"}}, deliver.FaultDNS, "name lookup failed"},
+		{timeout, deliver.FaultNetwork, "connecting timed out after 10s"},
+		{&net.OpError{Op: "proxyconnect", Err: timeout}, deliver.FaultNetwork, "the proxy cannot be reached"},
+		{errors.New("net/http: TLS handshake timeout"), deliver.FaultNetwork, "TLS: handshake timed out after 10s"},
+		{&net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}, deliver.FaultTimeout, "timed out"},
+		{fmt.Errorf("x: %w", io.ErrUnexpectedEOF), deliver.FaultNetwork, "connection closed without an answer"},
+		{x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{"a.example"}}, Host: "b.example"}, deliver.FaultTLS, "TLS: certificate is valid for a.example, not b.example"},
+		{&url.Error{Op: "Post", URL: "https://h/?k=v", Err: errors.New("odd")}, deliver.FaultNetwork, "the request could not be sent"},
+		{errors.New(`invalid proxy address "http://u:p@proxy:1"`), deliver.FaultNetwork, "the request could not be sent"},
+		{errors.New("code " + canaryKey + " is bad\n"), deliver.FaultNetwork, "transport error: code <redacted> is bad"},
 	}
 	s := newSender(t, Structured, withCanaries(t, "https://h.example"))
 	for _, tt := range tests {
-		if got := s.classify(tt.err); got != tt.want {
-			t.Errorf("%v: got %q, want %q", tt.err, got, tt.want)
+		if fault, got := s.classify(tt.err); got != tt.want || fault != tt.fault {
+			t.Errorf("%v: got %q (%s), want %q (%s)", tt.err, got, fault, tt.want, tt.fault)
 		}
 	}
 }
@@ -487,19 +514,35 @@ func BenchmarkSend(b *testing.B) {
 	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }))
 	defer srv.Close()
 	e := &event.Event{ID: "1", Source: "/d365/fno/prod", Type: "t", DataContentType: "application/json", Data: []byte(`{"order":"PO-1"}`), DataJSON: true}
-	for _, format := range []Format{Structured, Binary} {
-		b.Run(string(format), func(b *testing.B) {
-			s, err := New(Config{URL: srv.URL, Format: format}, Options{Concurrency: 1})
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer s.Close()
-			b.ReportAllocs()
-			for b.Loop() {
-				if a := s.Send(b.Context(), e); a.Outcome != deliver.Delivered {
-					b.Fatalf("got %+v", a)
+	batch := make([]*event.Event, 100)
+	for i := range batch {
+		batch[i] = e
+	}
+	for _, format := range []Format{Structured, Binary, "batch of 100"} {
+		for name, keys := range map[string][][]byte{"unsigned": nil, "signed": {newerKey}, "signed twice": {newerKey, oldKey}} {
+			b.Run(string(format)+"/"+name, func(b *testing.B) {
+				cfg, isBatch := Config{URL: srv.URL, Format: format}, format == "batch of 100"
+				if isBatch {
+					cfg.Format = Structured
 				}
-			}
-		})
+				s, err := New(cfg, Options{Concurrency: 1, Keys: keys})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer s.Close()
+				b.ReportAllocs()
+				for b.Loop() {
+					var a deliver.Attempt
+					if isBatch {
+						a = s.SendBatch(b.Context(), batch)
+					} else {
+						a = s.Send(b.Context(), e)
+					}
+					if a.Outcome != deliver.Delivered {
+						b.Fatalf("got %+v", a)
+					}
+				}
+			})
+		}
 	}
 }
