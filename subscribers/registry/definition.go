@@ -64,8 +64,15 @@ func (d *Definition) Validate() error {
 	}
 	if d.Deliver.Webhook == nil {
 		errs = append(errs, fmt.Errorf("%s.deliver: missing; want webhook: { url: … }", path))
-	} else if err := d.Deliver.Webhook.Validate(path + ".deliver.webhook"); err != nil {
-		errs = append(errs, err)
+	} else {
+		if err := d.Deliver.Webhook.Validate(path + ".deliver.webhook"); err != nil {
+			errs = append(errs, err)
+		}
+		if d.Limits.Batch.Events > 0 {
+			if err := d.Deliver.Webhook.ValidateBatch(path + ".deliver.webhook"); err != nil {
+				errs = append(errs, err)
+			}
+		}
 	}
 	switch d.Start {
 	case "":
