@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
 
 	"cel.dev/cel-go/cel"
@@ -158,10 +160,8 @@ func part(a *ast.AST, e ast.Expr) bool {
 func (c *checked) note(a *ast.AST, sel ast.SelectExpr, e ast.Expr, s *Schema) {
 	name := sel.FieldName()
 	known, what := membersOf(a, sel.Operand(), s)
-	for _, k := range known {
-		if k == name {
-			return
-		}
+	if slices.Contains(known, name) {
+		return
 	}
 	if near := nearest(name, known); near != "" {
 		c.notes = append(c.notes, fmt.Sprintf("%s: %s.%s is unknown here and may be absent; did you mean %s.%s?", place(a, e.ID()), what, name, what, near))
@@ -222,6 +222,9 @@ func place(a *ast.AST, id int64) string {
 	return fmt.Sprintf("%d:%d", at.Line(), at.Column()+1)
 }
 
+// nullable is how CEL writes the type of what may be null.
+var nullable = regexp.MustCompile(`wrapper\((\w+)\)`)
+
 // maxIssues is how many mistakes are told at once.
 const maxIssues = 3
 
@@ -237,6 +240,7 @@ func describe(issues *cel.Issues, parsed *ast.AST, s *Schema) error {
 		message, _, _ := strings.Cut(e.Message, "\n")
 		message = strings.ReplaceAll(message, " (in container '')", "")
 		message, _, _ = strings.Cut(message, " expecting ")
+		message = nullable.ReplaceAllString(message, "$1 or null")
 		for _, known := range []struct{ cel, ours string }{
 			{"Syntax error: mismatched input '<EOF>'", "the expression ends early"},
 			{"recursion depth exceeded", fmt.Sprintf("nested more than %d deep; use fewer brackets and operators, or a list and in", maxDepth)},
@@ -329,11 +333,11 @@ func (c *checked) runtime(err error) error {
 	message := err.Error()
 	switch {
 	case strings.HasPrefix(message, "no such key"):
-		path := "the member"
 		if at != nil && at.Kind() == ast.SelectKind {
-			path = pathOf(at)
+			of, name := pathOf(at.AsSelect().Operand()), at.AsSelect().FieldName()
+			return fmt.Errorf("%s%s.%s is absent; guard with has(%s.%s), or take a default: %s.?%s.orValue(…)", where, of, name, of, name, of, name)
 		}
-		return fmt.Errorf("%s%s is absent; guard with has(…), or take a default: event.data.?name.orValue(…)", where, path)
+		return fmt.Errorf("%sthere is no such member; look for it with in, or take a default: event.data[?name].orValue(…)", where)
 	case strings.HasPrefix(message, "no such overload"):
 		return fmt.Errorf("%sa value is of another type than this operation takes", where)
 	}

@@ -115,7 +115,7 @@ func TestMatch(t *testing.T) {
 		{`size(event.data.lines) == 3 && size(event.data.nested) == 1 && size(event.data.empty) == 0`, "true"},
 		{`event.data.lines.exists(l, l.item == "B" && l.qty > 7)`, "true"},
 		{`event.data.lines.all(l, l.item != "")`, "true"},
-		{`event.data.lines.exists(l, l.qty > 100)`, `1:29: l.qty is absent; guard with has(…), or take a default: event.data.?name.orValue(…)`},
+		{`event.data.lines.exists(l, l.qty > 100)`, `1:29: l.qty is absent; guard with has(l.qty), or take a default: l.?qty.orValue(…)`},
 		{`event.data.lines.exists(l, l.?qty.orValue(0) > 100)`, "false"},
 		{`event.data.lines.filter(l, has(l.qty)).size() == 2`, "true"},
 		{`"C" in event.data.lines.map(l, l.item)`, "true"},
@@ -124,7 +124,7 @@ func TestMatch(t *testing.T) {
 		{`event.data.nested.exists(k, k == "a")`, "true"},
 		{`event.data.empty.all(x, x == 1) && !event.data.empty.exists(x, true)`, "true"},
 		{`has(event.data.nested.a) && !has(event.data.nested.b) && !has(event.data.absent)`, "true"},
-		{`event.data.absent == 1`, `1:11: event.data.absent is absent; guard with has(…), or take a default: event.data.?name.orValue(…)`},
+		{`event.data.absent == 1`, `1:11: event.data.absent is absent; guard with has(event.data.absent), or take a default: event.data.?absent.orValue(…)`},
 		{`event.data.?absent.?deeper.orValue(3) == 3`, "true"},
 		{`event.data.lines[9].item == "A"`, `index out of bounds`},
 		{`event.data.text.x == 1`, `event.data.text.x is absent`},
@@ -470,5 +470,30 @@ func BenchmarkMatch(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// TestDocs compiles every filter of the documentation.
+func TestDocs(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/filters.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	section, _, _ := strings.Cut(string(doc), "## Transforms")
+	rows := regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(section, -1)
+	for _, row := range rows {
+		if _, err := filter.Compile(row[1]); err != nil {
+			t.Errorf("%s: %v", row[1], err)
+		}
+	}
+	_, functions, _ := strings.Cut(section, "**Functions.**")
+	for _, m := range regexp.MustCompile("`math\\.(\\w+)`").FindAllStringSubmatch(functions, -1) {
+		arg := map[bool]string{true: "1.0", false: "1.0, 2.0"}[m[1] != "greatest" && m[1] != "least"]
+		if _, err := filter.Compile("math." + m[1] + "(" + arg + ") > 0.5"); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(rows) < 9 {
+		t.Errorf("the documentation has %d filters", len(rows))
 	}
 }

@@ -1,6 +1,8 @@
 package transform_test
 
 import (
+	"os"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -408,5 +410,21 @@ func BenchmarkApply(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestDocs compiles every program of the documentation.
+func TestDocs(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/filters.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(doc), "## Transforms")
+	rows := regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(section, -1)
+	for _, row := range rows {
+		compile(t, strings.ReplaceAll(row[1], `\|`, "|"))
+	}
+	if len(rows) < 6 {
+		t.Errorf("the documentation has %d programs", len(rows))
 	}
 }
