@@ -47,8 +47,15 @@ const (
 )
 
 // Validate sets defaults and reports every problem, each beginning with the
-// path of its key in the configuration file.
+// path of its key in the configuration file. It compiles the expressions.
 func (d *Definition) Validate() error {
+	_, _, err := d.compile()
+	return errors.Join(d.settle(), err)
+}
+
+// settle is Validate without the expressions: a stored definition whose
+// expression this version refuses must not hide the others.
+func (d *Definition) settle() error {
 	path := "subscribers." + d.Name
 	var errs []error
 	if !validName(d.Name) {
@@ -58,7 +65,7 @@ func (d *Definition) Validate() error {
 		errs = append(errs, fmt.Errorf("%s.subjects: missing; want patterns such as \"events.fno.*.usmf.>\"", path))
 	}
 	for i, s := range d.Subjects {
-		if err := validSubject(s); err != nil {
+		if err := ValidSubject(s); err != nil {
 			errs = append(errs, fmt.Errorf("%s.subjects[%d]: %w", path, i, err))
 		}
 	}
@@ -103,9 +110,9 @@ func validName(name string) bool {
 	return strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
-// validSubject checks a subject pattern as NATS reads it, and that it can
+// ValidSubject checks a subject pattern as NATS reads it, and that it can
 // match an event at all.
-func validSubject(s string) error {
+func ValidSubject(s string) error {
 	const hint = `want a NATS pattern below "events.", as in events.fno.*.usmf.> (* is one token, > the rest)`
 	if s == "" || len(s) > event.MaxSubject {
 		return fmt.Errorf("%d bytes long; %s", len(s), hint)

@@ -309,6 +309,11 @@ func (k *keeper) apply(want *Entry) error {
 			return err
 		}
 	}
+	match, apply, err := want.Definition.functions()
+	if err != nil {
+		sender.Close()
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	filter, err := k.fleet.registry.prepare(ctx, *want)
@@ -320,6 +325,7 @@ func (k *keeper) apply(want *Entry) error {
 	w, err := deliver.Start(ctx, deliver.Subscriber{
 		Name: k.name, Subjects: filter, Wants: judge.wants,
 		StartSequence: want.StartSequence, Created: want.Created, Paused: want.Paused || want.Orphaned,
+		Filter: match, Transform: apply,
 		Config: want.Definition.Config, Sender: sender,
 	}, k.fleet.parts)
 	if err != nil {

@@ -133,7 +133,7 @@ func decodeEntry(name string, b []byte) (Entry, error) {
 		return e, fmt.Errorf("entry of subscriber %q: %w", name, err)
 	}
 	// Defaults of fields that a later version added.
-	if err := e.Definition.Validate(); err != nil {
+	if err := e.Definition.settle(); err != nil {
 		return e, fmt.Errorf("entry of subscriber %q: %w", name, err)
 	}
 	if len(e.Epochs) == 0 {

@@ -299,7 +299,7 @@ func (l *listening) feed(ctx context.Context, q url.Values) (*feed, error) {
 		return nil, bad("subject", fmt.Errorf("%d patterns, want at most %d", len(subjects), maxPatterns))
 	}
 	for _, s := range subjects {
-		if err := registry.CheckSubject(s); err != nil {
+		if err := registry.ValidSubject(s); err != nil {
 			return nil, bad("subject", err)
 		}
 	}

@@ -56,6 +56,7 @@ func NewHandler(p Parts, token secret.String) http.Handler {
 	api.Handle("POST /api/v1/subscribers/{name}/resume", handle(s.pause(false)))
 	s.quarantineRoutes(api)
 	listenRoutes(api, p)
+	s.trialRoutes(api)
 	schemaRoutes(api)
 	api.Handle("GET /metrics", promhttp.HandlerFor(p.Gatherer, promhttp.HandlerOpts{}))
 	api.Handle("/", handle(func(http.ResponseWriter, *http.Request) (any, error) {

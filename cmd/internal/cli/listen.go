@@ -124,7 +124,7 @@ type heard struct {
 
 func newListener(env Env, client *admin.Client, o listenFlags) (*listener, error) {
 	for _, s := range o.Subjects {
-		if err := registry.CheckSubject(s); err != nil {
+		if err := registry.ValidSubject(s); err != nil {
 			return nil, fmt.Errorf("--subject: %w", err)
 		}
 	}
@@ -515,11 +515,6 @@ func latency(d time.Duration) string {
 		return d.Round(time.Millisecond).String()
 	}
 	return fmt.Sprintf("%.1fs", d.Seconds())
-}
-
-// oneLine is text of others as part of a line.
-func oneLine(s string) string {
-	return strings.NewReplacer("\n", " ", "\t", " ").Replace(printable([]byte(s)))
 }
 
 // body is the event as one reads it.

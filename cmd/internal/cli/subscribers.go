@@ -34,11 +34,14 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
   events.eventgrid.files.>                     everything of one source
   events.>                                     everything`,
 		Example: `  gridfan subscribe warehouse --subject 'events.fno.*.usmf.>' --url https://wms.example.com/events
+  gridfan subscribe finance --subject 'events.fno.>' --filter 'event.data.?InvoiceAmount.orValue(0) > 1000' --transform '{invoice: .InvoiceId}' --url https://fin.example.com/
   gridfan subscribe audit --subject 'events.>' --url http://127.0.0.1:9000/ --format cloudevents-binary --start beginning`,
 		Args: exactly("NAME"),
 	}
 	client := adminFlags(c, env)
 	c.Flags().StringArrayVar(&d.Subjects, "subject", nil, "subject pattern; may be given several times")
+	c.Flags().StringVar(&d.Filter, "filter", "", "CEL expression: only events it is true of; try it with gridfan subscribers test")
+	c.Flags().StringVar(&d.Transform, "transform", "", "jq program: what it gives is sent as data")
 	c.Flags().StringVar(&hook.URL, "url", "", "http or https URL that events are posted to")
 	c.Flags().StringVar(&format, "format", string(webhook.Structured), "cloudevents (one JSON object) or cloudevents-binary (attributes as headers)")
 	c.Flags().StringVar(&start, "start", string(registry.Now), "now, or beginning for everything still stored")
@@ -81,8 +84,8 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 }
 
 func newSubscribers(env Env) *cobra.Command {
-	return group(&cobra.Command{Use: "subscribers", Short: "List, show, pause, resume and delete subscribers, and list what was shed", Aliases: []string{"subscriber"}},
-		newList(env), newShow(env), newPause(env, true), newPause(env, false), newShed(env), newDelete(env))
+	return group(&cobra.Command{Use: "subscribers", Short: "List, show, test, pause, resume and delete subscribers, and list what was shed", Aliases: []string{"subscriber"}},
+		newList(env), newShow(env), newTest(env), newPause(env, true), newPause(env, false), newShed(env), newDelete(env))
 }
 
 func newList(env Env) *cobra.Command {
@@ -339,6 +342,12 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 	row("name", "%s", d.Name)
 	row("declared", "%s", map[registry.Origin]string{registry.FromFile: "in the configuration file", registry.FromAPI: "by API"}[s.Origin])
 	row("subjects", "%s", strings.Join(d.Subjects, "  "))
+	if d.Filter != "" {
+		row("filter", "%s", oneLine(d.Filter))
+	}
+	if d.Transform != "" {
+		row("transform", "%s", oneLine(d.Transform))
+	}
 	if h := d.Deliver.Webhook; h != nil {
 		row("url", "%s", h.URL)
 		row("format", "%s", h.Format)
@@ -368,6 +377,11 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 		return err
 	}
 	return nil
+}
+
+// oneLine keeps an expression in its row.
+func oneLine(s string) string {
+	return printable([]byte(strings.NewReplacer("\r\n", " ", "\n", " ", "\t", " ").Replace(strings.TrimSpace(s))))
 }
 
 func backlogLimit(b deliver.Backlog) string {

@@ -197,7 +197,9 @@ sources:
 subscribers:
   warehouse:
     subjects: [ events.fno.*.usmf.>, events.eventgrid.> ]
-    deliver: { webhook: { url: "https://${env:HOST}/in?code=${env:CODE}&literal=$${x}", format: cloudevents-binary } }
+    filter: event.legalentity != "${env:HOST}"
+    transform: '{"${env:HOST}": .a, b: $event.id}'
+    deliver: { webhook: { url: "https://${env:HOST}/in?code=${env:CODE}&literal=$${x}", format: cloudevents } }
     start: beginning
     ordering: key
     limits:
@@ -333,8 +335,9 @@ func TestParse(t *testing.T) {
 				Start:   registry.Now, Config: defaults,
 			}, {
 				Name: "warehouse", Subjects: []string{"events.fno.*.usmf.>", "events.eventgrid.>"},
+				Filter: `event.legalentity != "${env:HOST}"`, Transform: `{"${env:HOST}": .a, b: $event.id}`,
 				Deliver: registry.Deliver{Webhook: &webhook.Config{
-					URL: "https://wms.example.com/in?code=canary-code-in-url&literal=${x}", Format: webhook.Binary,
+					URL: "https://wms.example.com/in?code=canary-code-in-url&literal=${x}", Format: webhook.Structured,
 				}},
 				Start: registry.Beginning,
 				Config: deliver.Config{

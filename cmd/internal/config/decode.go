@@ -190,9 +190,11 @@ func (d *decoder) mapping(v *value) *custom.Mapping {
 func (d *decoder) subscriber(f *field) registry.Definition {
 	v := f.value
 	s := registry.Definition{
-		Name:     f.name,
-		Subjects: d.textOrTexts(v.get("subjects")),
-		Start:    registry.Start(d.choice(v.get("start"))),
+		Name:      f.name,
+		Subjects:  d.textOrTexts(v.get("subjects")),
+		Filter:    d.expression(v.get("filter")),
+		Transform: d.expression(v.get("transform")),
+		Start:     registry.Start(d.choice(v.get("start"))),
 	}
 	if w := v.get("deliver", "webhook"); w != nil {
 		s.Deliver.Webhook = &webhook.Config{
@@ -291,7 +293,7 @@ func (d *decoder) secret(v *value) secret.String {
 	return secret.New(s)
 }
 
-// expression reads a jq expression as it stands: $ and braces have a meaning of
+// expression reads a jq or CEL expression as it stands: $ and braces have a meaning of
 // their own there.
 func (d *decoder) expression(v *value) string {
 	if v != nil && v.kind == text && v.text != "" {

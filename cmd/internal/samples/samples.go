@@ -29,7 +29,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gridfan/gridfan/schemas/businessevent"
+	"github.com/gridfan/gridfan/schemas/cloudevents"
+	"github.com/gridfan/gridfan/schemas/custom"
+	"github.com/gridfan/gridfan/schemas/dataverse"
 	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/schemas/eventgrid"
 )
 
 // Sample is one kind of event, or batch of them, that can be posted.
@@ -57,7 +62,7 @@ var (
 
 	flow = map[string]string{"Content-Type": "application/json"}
 
-	dataverse = map[string]string{
+	dataverseHeader = map[string]string{
 		"Content-Type":                "application/json; charset=utf-8",
 		"X-Ms-Dynamics-Organization":  "org94971a24.crm.dynamics.com",
 		"X-Ms-Dynamics-Entity-Name":   "account",
@@ -100,7 +105,7 @@ func eventGrid(eventType, dataVersion string) map[string]string {
 
 // all is sorted by name.
 var all = []Sample{
-	{"account-updated", event.KindDataverse, "Dataverse account updated, the execution context of a synchronous webhook step", false, dataverse},
+	{"account-updated", event.KindDataverse, "Dataverse account updated, the execution context of a synchronous webhook step", false, dataverseHeader},
 	{"alert", event.KindFnO, "F&O alert on a changed field; the one business event without a legal entity", false, fno},
 	{"batch-of-three", event.KindEventGrid, "one blob created and two deleted, in one array", false, notification},
 	{"blob-created", event.KindEventGrid, "a file was written to blob storage, Event Grid schema", false, notification},
@@ -156,6 +161,50 @@ func (s Sample) Request(now time.Time) (header http.Header, body []byte) {
 		body = compact.Bytes()
 	}
 	return header, body
+}
+
+// Stored is a sample's event as it is kept: with the subject it gets.
+type Stored struct {
+	Subject string
+	Event   *event.Event
+}
+
+// Events gives what the sample becomes when it is posted to a source of that
+// name; controls become nothing. A sample of kind custom is read with the mapping
+// that its description names.
+func (s Sample) Events(source string, now time.Time) ([]Stored, error) {
+	header, body := s.Request(now)
+	var results []event.Result
+	switch s.Kind {
+	case event.KindFnO:
+		results = businessevent.Parse(source, header, body)
+	case event.KindDataverse:
+		results = dataverse.Parse(source, header, body)
+	case event.KindCloudEvents:
+		results = cloudevents.Parse(source, header, body)
+	case event.KindCustom:
+		p, err := custom.Compile(custom.Mapping{ID: ".runId", Type: ".event", Time: ".sentAt"})
+		if err != nil {
+			return nil, err
+		}
+		results = p.Parse(source, header, body)
+	default:
+		results = eventgrid.Parse(source, header, body)
+	}
+	var events []Stored
+	for _, r := range results {
+		switch {
+		case r.Fault != nil:
+			return nil, fmt.Errorf("sample %s: %w", s.Name, r.Fault)
+		case r.Event != nil:
+			// As publish does.
+			r.Event.Set(event.ExtSource, source)
+			r.Event.Set(event.ExtVia, "push")
+			r.Event.Set(event.ExtRecordedTime, event.FormatTime(now.UTC()))
+			events = append(events, Stored{event.Subject(s.Kind, source, r.Scope, r.Name), r.Event})
+		}
+	}
+	return events, nil
 }
 
 // fresh makes what fills the placeholders in.

@@ -99,6 +99,30 @@ func TestSamples(t *testing.T) {
 	}
 }
 
+// TestEvents: what a sample becomes without a gridfan is what it becomes with one.
+func TestEvents(t *testing.T) {
+	for _, s := range samples.All() {
+		events, err := s.Events("src", now)
+		if err != nil {
+			t.Errorf("%s: %v", s.Name, err)
+		}
+		var got []string
+		for _, e := range events {
+			got = append(got, e.Subject)
+			if err := e.Event.Validate(); err != nil {
+				t.Errorf("%s: %v", s.Name, err)
+			}
+		}
+		subjects := want[s.Name]
+		if s.Control {
+			subjects = nil
+		}
+		if d := cmp.Diff(subjects, got); d != "" {
+			t.Errorf("%s (-want +got):\n%s", s.Name, d)
+		}
+	}
+}
+
 func TestEachRequestIsAnotherEvent(t *testing.T) {
 	for _, s := range samples.All() {
 		keys := map[string]bool{}
