@@ -57,7 +57,7 @@ const (
 	maxEstimate = 1_000_000
 	// deadline is for what costs more time than CEL believes. Far beyond what
 	// maxCost allows: a busy machine must not change what a filter says.
-	deadline = 5 * time.Second
+	deadline = 30 * time.Second
 )
 
 // Filter is a compiled expression. It is immutable and safe for concurrent use.

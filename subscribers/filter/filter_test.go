@@ -361,7 +361,8 @@ func TestHostile(t *testing.T) {
 		{"text in a list", `event.data.t in [` + strings.TrimSuffix(strings.Repeat(`event.data.t + "b",`, 150), ",") + `]`, text, costs},
 		{"a pattern on a long text", `event.data.t.matches("(a+)+b")`, text, costs},
 		{"a short pattern on a long text", `event.data.t.matches("b$")`, text, costs},
-		{"a pattern of the data's", `event.data.t.matches(event.data.t)`, `{"t":"` + strings.Repeat("(a?){50}", 100) + `"}`, "regex"},
+		{"a pattern of the data's", `event.data.t.matches(event.data.t)`, `{"t":"` + strings.Repeat("(a?){50}", 100) + `"}`, "the pattern is no regular expression, or one of more than 1000 instructions"},
+		{"a pattern of megabytes", `"".matches(event.data.t)`, text, costs},
 		{"contains", `event.data.t.contains(event.data.t + "b")`, text, costs},
 		{"split", `event.data.t.split("").size() == 5`, text, costs},
 		{"case", `event.data.t.upperAscii().lowerAscii().upperAscii() == ""`, text, costs},
@@ -391,7 +392,9 @@ func TestHostile(t *testing.T) {
 			if got != tt.want && (tt.want == "" || !strings.Contains(got, tt.want)) {
 				t.Errorf("got  %q\nwant %q", got, tt.want)
 			}
-			if took > 10*time.Second || mem > 512 {
+			// Below half a second on an idle machine; the race detector and
+			// neighbours take their share. Without limits it would be hours.
+			if took > time.Minute || mem > 512 {
 				t.Errorf("took %v and allocated %d MiB", took, mem)
 			}
 		})
