@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/webhook"
@@ -80,6 +81,9 @@ func (d *Definition) settle() error {
 				errs = append(errs, err)
 			}
 		}
+		if strings.Contains(d.Deliver.Webhook.URL, hidden) {
+			errs = append(errs, fmt.Errorf("%s.deliver.webhook.url: its secret part is hidden, and it is another URL than before; give the whole", path))
+		}
 	}
 	switch d.Start {
 	case "":
@@ -102,6 +106,18 @@ func (d Definition) Redacted() Definition {
 	}
 	return d
 }
+
+// Reveal puts the secrets of a stored definition in the place of those that
+// Redacted has hidden in d, so that what was read can be changed and sent back.
+func (d *Definition) Reveal(stored Definition) {
+	w, was := d.Deliver.Webhook, stored.Deliver.Webhook
+	if w != nil && was != nil && w.URL == was.Redacted().URL {
+		w.URL = was.URL
+	}
+}
+
+// hidden is how a secret is shown; no URL can have it.
+var hidden = secret.New("x").String()
 
 func validName(name string) bool {
 	if name == "" || len(name) > 63 || name[0] == '-' {

@@ -179,7 +179,7 @@ const (
 // have died.
 func (r *Registry) settle(ctx context.Context, name string) (Entry, error) {
 	for {
-		e, revision, err := r.get(ctx, name)
+		e, err := r.Get(ctx, name)
 		if err != nil || e.settled() {
 			return e, err
 		}
@@ -201,14 +201,7 @@ func (r *Registry) settle(ctx context.Context, name string) (Entry, error) {
 			return e, err
 		}
 		e.begin(max(space.Last+1, e.StartSequence))
-		b, err := json.Marshal(e)
-		if err != nil {
-			return e, err
-		}
-		err = r.broker.Change(ctx, func() error {
-			_, err := r.kv.Update(ctx, name, b, revision)
-			return err
-		})
+		err = r.store(ctx, &e)
 		if !errors.Is(err, jetstream.ErrKeyExists) { // how a stale revision is called
 			return e, err
 		}
@@ -413,8 +406,8 @@ func (r *Registry) latest(ctx context.Context, name string) (Entry, error) {
 	var answer struct {
 		Error   *jetstream.APIError `json:"error"`
 		Message *struct {
-			Header []byte `json:"hdrs"`
-			Data   []byte `json:"data"`
+			Data     []byte `json:"data"`
+			Sequence uint64 `json:"seq"`
 		} `json:"message"`
 	}
 	if err := json.Unmarshal(m.Data, &answer); err != nil {
@@ -429,5 +422,5 @@ func (r *Registry) latest(ctx context.Context, name string) (Entry, error) {
 	case answer.Message == nil || len(answer.Message.Data) == 0: // how a deleted key is kept
 		return Entry{}, ErrNotFound
 	}
-	return decodeEntry(name, answer.Message.Data)
+	return decodeEntry(name, answer.Message.Data, answer.Message.Sequence)
 }

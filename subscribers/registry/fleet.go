@@ -67,7 +67,7 @@ func (f *Fleet) watch(loaded chan struct{}) {
 		}
 		var want *Entry
 		if u.Operation() == jetstream.KeyValuePut {
-			e, err := decodeEntry(u.Key(), u.Value())
+			e, err := decodeEntry(u.Key(), u.Value(), u.Revision())
 			if err != nil {
 				f.log.Error("unreadable subscriber, left as it was", "error", err)
 				continue

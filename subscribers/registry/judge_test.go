@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"encoding/json"
 	"log/slog"
 	"testing"
 	"time"
@@ -52,16 +51,12 @@ func TestJudge(t *testing.T) {
 	want("events.b.x.y.Z", b2, false)
 
 	// In the middle of a change it waits.
-	e, revision, err := r.get(ctx, "one")
+	e, err := r.Get(ctx, "one")
 	if err != nil {
 		t.Fatal(err)
 	}
 	e.Epochs = append(e.Epochs, Epoch{Subjects: []string{"events.c.>"}})
-	half, err := json.Marshal(e)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.kv.Update(ctx, "one", half, revision); err != nil {
+	if err := r.store(ctx, &e); err != nil {
 		t.Fatal(err)
 	}
 	c4 := publish("events.c.x.y.Z")

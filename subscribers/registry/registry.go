@@ -34,6 +34,8 @@ type Entry struct {
 	// one.
 	Epochs  []Epoch   `json:"epochs,omitempty"`
 	Created time.Time `json:"created"`
+	// Revision is that of the key in the bucket: it grows with every change.
+	Revision uint64 `json:"-"`
 }
 
 // Origin is where a definition comes from.
@@ -53,6 +55,19 @@ var (
 	ErrBacklog      = errors.New("there are undelivered events")
 	ErrEpochs       = fmt.Errorf("its subjects changed %d times, and it has not got past the first change", maxEpochs)
 )
+
+// StaleError means that somebody else has changed what was to be changed.
+type StaleError struct {
+	// Revision is the one that is there now, 0 if there is none.
+	Revision uint64
+}
+
+func (e *StaleError) Error() string {
+	if e.Revision == 0 {
+		return "it does not exist, or not any more"
+	}
+	return "somebody else has changed it since it was read"
+}
 
 // Registry keeps the subscribers in a KV bucket that every replica watches.
 // It is safe for concurrent use.
@@ -95,7 +110,7 @@ func (r *Registry) List(ctx context.Context) ([]Entry, error) {
 			case u == nil: // the end of what there is
 				complete = true
 			default:
-				e, err := decodeEntry(u.Key(), u.Value())
+				e, err := decodeEntry(u.Key(), u.Value(), u.Revision())
 				if err != nil {
 					return nil, err
 				}
@@ -111,24 +126,18 @@ func (r *Registry) List(ctx context.Context) ([]Entry, error) {
 
 // Get gives one entry, or ErrNotFound.
 func (r *Registry) Get(ctx context.Context, name string) (Entry, error) {
-	e, _, err := r.get(ctx, name)
-	return e, err
-}
-
-func (r *Registry) get(ctx context.Context, name string) (Entry, uint64, error) {
 	v, err := r.kv.Get(ctx, name)
 	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrInvalidKey) {
-		return Entry{}, 0, ErrNotFound
+		return Entry{}, ErrNotFound
 	}
 	if err != nil {
-		return Entry{}, 0, err
+		return Entry{}, err
 	}
-	e, err := decodeEntry(name, v.Value())
-	return e, v.Revision(), err
+	return decodeEntry(name, v.Value(), v.Revision())
 }
 
-func decodeEntry(name string, b []byte) (Entry, error) {
-	var e Entry
+func decodeEntry(name string, b []byte, revision uint64) (Entry, error) {
+	e := Entry{Revision: revision}
 	if err := json.Unmarshal(b, &e); err != nil {
 		return e, fmt.Errorf("entry of subscriber %q: %w", name, err)
 	}
@@ -149,7 +158,7 @@ func (r *Registry) Add(ctx context.Context, d Definition) (Entry, error) {
 		return Entry{}, err
 	}
 	for {
-		e, _, err := r.get(ctx, d.Name)
+		e, err := r.Get(ctx, d.Name)
 		switch {
 		case err == nil && e.Origin == FromFile:
 			return Entry{}, fmt.Errorf("subscriber %q: %w", d.Name, ErrFileDeclared)
@@ -182,16 +191,65 @@ func (r *Registry) create(ctx context.Context, d Definition, o Origin) (Entry, e
 		return e, err
 	}
 	return e, r.broker.Change(ctx, func() error {
-		_, err := r.kv.Create(ctx, d.Name, b)
+		e.Revision, err = r.kv.Create(ctx, d.Name, b)
 		return err
 	})
+}
+
+// store puts a changed entry in the place of the one it was read as.
+func (r *Registry) store(ctx context.Context, e *Entry) error {
+	b, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	return r.broker.Change(ctx, func() error {
+		revision, err := r.kv.Update(ctx, e.Definition.Name, b, e.Revision)
+		if err == nil {
+			e.Revision = revision
+		}
+		return err
+	})
+}
+
+// Replace gives a subscriber that was added by API another definition, which is
+// validated. revision is that of the entry that was read before; with any other
+// one now it is a StaleError. 0 means whatever is there. What waits is delivered
+// by the new definition, as far as its subjects wanted it when it came.
+func (r *Registry) Replace(ctx context.Context, d Definition, revision uint64) (Entry, []Difference, error) {
+	if err := d.Validate(); err != nil {
+		return Entry{}, nil, err
+	}
+	var changed []Difference
+	e, err := r.update(ctx, d.Name, func(e *Entry) error {
+		switch {
+		case e.Origin == FromFile:
+			return fmt.Errorf("subscriber %q: %w", d.Name, ErrFileDeclared)
+		case revision > 0 && e.Revision != revision:
+			return &StaleError{e.Revision}
+		}
+		d.Start = e.Definition.Start // past: it has begun
+		changed = Differences(e.Definition, d)
+		e.Definition = d
+		return nil
+	})
+	if errors.Is(err, ErrNotFound) {
+		return e, nil, &StaleError{}
+	}
+	if err == nil && len(changed) > 0 {
+		keys := make([]string, len(changed))
+		for i, c := range changed {
+			keys[i] = c.Key
+		}
+		r.broker.Report("subscriber.updated", d.Name, map[string]any{"keys": keys})
+	}
+	return e, changed, err
 }
 
 // update changes an entry, again from the start when somebody else was quicker.
 // When it returns, events are judged by the subjects that are then in force.
 func (r *Registry) update(ctx context.Context, name string, change func(*Entry) error) (Entry, error) {
 	for {
-		e, revision, err := r.get(ctx, name)
+		e, err := r.Get(ctx, name)
 		if err != nil {
 			return e, err
 		}
@@ -211,14 +269,7 @@ func (r *Registry) update(ctx context.Context, name string, change func(*Entry) 
 		if reflect.DeepEqual(before, e) {
 			return e, nil
 		}
-		b, err := json.Marshal(e)
-		if err != nil {
-			return e, err
-		}
-		err = r.broker.Change(ctx, func() error {
-			_, err := r.kv.Update(ctx, name, b, revision)
-			return err
-		})
+		err = r.store(ctx, &e)
 		if errors.Is(err, jetstream.ErrKeyExists) { // how a stale revision is called
 			continue
 		}
@@ -371,9 +422,17 @@ func (r *Registry) counts(ctx context.Context) (map[string]Backlog, error) {
 // a backlog, discard must say that it may go too; what is discarded is
 // returned. A file-declared one is deleted by taking it out of the file first.
 func (r *Registry) Delete(ctx context.Context, name string, discard bool) (Backlog, error) {
-	e, revision, err := r.get(ctx, name)
+	return r.DeleteIf(ctx, name, discard, 0)
+}
+
+// DeleteIf is Delete for the entry that was read; revision is as for Replace.
+func (r *Registry) DeleteIf(ctx context.Context, name string, discard bool, revision uint64) (Backlog, error) {
+	e, err := r.Get(ctx, name)
 	if err != nil {
 		return Backlog{}, err
+	}
+	if revision > 0 && e.Revision != revision {
+		return Backlog{}, &StaleError{e.Revision}
 	}
 	if e.Origin == FromFile && !e.Orphaned {
 		return Backlog{}, fmt.Errorf("subscriber %q: %w", name, ErrFileDeclared)
@@ -386,7 +445,7 @@ func (r *Registry) Delete(ctx context.Context, name string, discard bool) (Backl
 		return b, fmt.Errorf("subscriber %q: %w: %d pending, %d in retry, %d dead letters", name, ErrBacklog, b.Pending, b.Retry, b.DeadLetters)
 	}
 	err = r.broker.Change(ctx, func() error {
-		return r.kv.Delete(ctx, name, jetstream.LastRevision(revision))
+		return r.kv.Delete(ctx, name, jetstream.LastRevision(e.Revision))
 	})
 	if err != nil {
 		return b, err

@@ -63,6 +63,8 @@ type Subscriber struct {
 	Definition registry.Definition `json:"definition"`
 	Origin     registry.Origin     `json:"origin"`
 	Created    time.Time           `json:"created"`
+	// Epochs say which events it wanted when, the oldest first.
+	Epochs []registry.Epoch `json:"epochs"`
 	// State is active, paused or parked.
 	State   string           `json:"state"`
 	Backlog registry.Backlog `json:"backlog"`
@@ -115,6 +117,8 @@ type Problem struct {
 	Code   string `json:"code"`
 	// Errors lists each thing that is wrong with a definition.
 	Errors []string `json:"errors,omitempty"`
+	// ETag is that of what is there now, when the one that was sent is another.
+	ETag string `json:"etag,omitempty"`
 }
 
 func (p *Problem) Error() string {

@@ -83,20 +83,30 @@ func path(name string) string { return "/api/v1/subscribers/" + url.PathEscape(n
 var httpClient = &http.Client{Timeout: 30 * time.Second}
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	_, err := c.do(ctx, method, path, "", in, out)
+	return err
+}
+
+// do makes one request, for the version that match names if it is not empty, and
+// gives the ETag of the answer.
+func (c *Client) do(ctx context.Context, method, path, match string, in, out any) (tag string, err error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
 		if err != nil {
-			return err
+			return "", err
 		}
 		body = bytes.NewReader(b)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, strings.TrimRight(c.URL, "/")+path, body)
 	if err != nil {
-		return fmt.Errorf("admin URL %q: %w", c.URL, err)
+		return "", fmt.Errorf("admin URL %q: %w", c.URL, err)
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if match != "" {
+		req.Header.Set("If-Match", match)
 	}
 	if !c.Token.IsZero() {
 		req.Header.Set("Authorization", "Bearer "+c.Token.Reveal())
@@ -107,22 +117,22 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		if errors.As(err, &u) {
 			err = u.Err
 		}
-		return fmt.Errorf("no gridfan answers at %s: %w; start one with gridfan serve, or say where it is with --admin", c.URL, err)
+		return "", fmt.Errorf("no gridfan answers at %s: %w; start one with gridfan serve, or say where it is with --admin", c.URL, err)
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
 	if err != nil {
-		return fmt.Errorf("read the answer of %s: %w", c.URL, err)
+		return "", fmt.Errorf("read the answer of %s: %w", c.URL, err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		p := &Problem{}
 		if json.Unmarshal(b, p) != nil || p.Detail == "" {
-			return fmt.Errorf("%s answers HTTP %d, not like a gridfan's admin listener; check --admin", c.URL, resp.StatusCode)
+			return "", fmt.Errorf("%s answers HTTP %d, not like a gridfan's admin listener; check --admin", c.URL, resp.StatusCode)
 		}
-		return p
+		return "", p
 	}
 	if err := json.Unmarshal(b, out); err != nil {
-		return fmt.Errorf("%s does not answer like a gridfan of this version: %w", c.URL, err)
+		return "", fmt.Errorf("%s does not answer like a gridfan of this version: %w", c.URL, err)
 	}
-	return nil
+	return resp.Header.Get("ETag"), nil
 }

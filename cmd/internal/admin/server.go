@@ -179,7 +179,7 @@ func (s *server) subscribers(ctx context.Context) ([]Subscriber, error) {
 
 func (s *server) view(e registry.State) Subscriber {
 	v := Subscriber{
-		Definition: e.Definition.Redacted(), Origin: e.Origin, Created: e.Created, State: Active,
+		Definition: e.Definition.Redacted(), Origin: e.Origin, Created: e.Created, State: Active, Epochs: e.Epochs,
 		Backlog: e.Backlog, Held: e.Held,
 	}
 	switch {
@@ -199,17 +199,19 @@ func (s *server) list(_ http.ResponseWriter, r *http.Request) (any, error) {
 	return map[string]any{"subscribers": list}, err
 }
 
-func (s *server) one(ctx context.Context, e registry.Entry) (any, error) {
-	st, err := s.Registry.State(ctx, e)
+// one answers with one subscriber and its ETag.
+func (s *server) one(w http.ResponseWriter, r *http.Request, e registry.Entry) (any, error) {
+	st, err := s.Registry.State(r.Context(), e)
+	setETag(w, e.Revision)
 	return s.view(st), err
 }
 
-func (s *server) show(_ http.ResponseWriter, r *http.Request) (any, error) {
+func (s *server) show(w http.ResponseWriter, r *http.Request) (any, error) {
 	e, err := s.Registry.Get(r.Context(), r.PathValue("name"))
 	if err != nil {
 		return nil, err
 	}
-	return s.one(r.Context(), e)
+	return s.one(w, r, e)
 }
 
 // maxDefinition is far above any real definition.
@@ -227,18 +229,22 @@ func (s *server) put(w http.ResponseWriter, r *http.Request) (any, error) {
 	} else if d.Name != name {
 		return nil, problem(http.StatusBadRequest, "bad-definition", "the name in the body is not the one in the path")
 	}
-	if err := d.Validate(); err != nil {
-		return nil, &Problem{
-			Type: "about:blank", Title: http.StatusText(http.StatusBadRequest), Status: http.StatusBadRequest,
-			Code: "bad-definition", Detail: "the definition is not valid", Errors: strings.Split(err.Error(), "\n"),
-		}
+	revision, conditional, err := ifMatch(r)
+	if err != nil {
+		return nil, err
+	}
+	if conditional {
+		return s.replace(w, r, d, revision)
+	}
+	if err := validated(d.Validate()); err != nil {
+		return nil, err
 	}
 	e, err := s.Registry.Add(r.Context(), d)
 	if err != nil {
 		return nil, err
 	}
 	s.Log.Info("subscriber added", "subscriber", d.Name, "subjects", d.Subjects, "start", d.Start)
-	return s.one(r.Context(), e)
+	return s.one(w, r, e)
 }
 
 func (s *server) delete(_ http.ResponseWriter, r *http.Request) (any, error) {
@@ -249,7 +255,11 @@ func (s *server) delete(_ http.ResponseWriter, r *http.Request) (any, error) {
 			return nil, problem(http.StatusBadRequest, "bad-parameter", "discard: want true or false")
 		}
 	}
-	b, err := s.Registry.Delete(r.Context(), r.PathValue("name"), discard)
+	revision, _, err := ifMatch(r)
+	if err != nil {
+		return nil, err
+	}
+	b, err := s.Registry.DeleteIf(r.Context(), r.PathValue("name"), discard, revision)
 	if err != nil {
 		return nil, err
 	}
@@ -290,12 +300,12 @@ func (s *server) shed(_ http.ResponseWriter, r *http.Request) (any, error) {
 }
 
 func (s *server) pause(paused bool) func(http.ResponseWriter, *http.Request) (any, error) {
-	return func(_ http.ResponseWriter, r *http.Request) (any, error) {
+	return func(w http.ResponseWriter, r *http.Request) (any, error) {
 		e, err := s.Registry.SetPaused(r.Context(), r.PathValue("name"), paused)
 		if err != nil {
 			return nil, err
 		}
-		return s.one(r.Context(), e)
+		return s.one(w, r, e)
 	}
 }
 
@@ -329,6 +339,12 @@ func asProblem(err error) *Problem {
 	if errors.As(err, &p) {
 		return p
 	}
+	var stale *registry.StaleError
+	if errors.As(err, &stale) {
+		p := problem(http.StatusPreconditionFailed, "stale", fmt.Sprintf("%v; read it again and change that", err))
+		p.ETag = etag(stale.Revision)
+		return p
+	}
 	for _, known := range []struct {
 		err    error
 		status int
@@ -337,7 +353,7 @@ func asProblem(err error) *Problem {
 	}{
 		{registry.ErrNotFound, http.StatusNotFound, "no-such-subscriber", "see gridfan subscribers list"},
 		{registry.ErrFileDeclared, http.StatusConflict, "file-declared", "edit the file and restart"},
-		{registry.ErrExists, http.StatusConflict, "subscriber-exists", "choose another name, or delete that one first"},
+		{registry.ErrExists, http.StatusConflict, "subscriber-exists", "change it with gridfan subscribers update (API: PUT with If-Match), or choose another name"},
 		{quarantine.ErrNotFound, http.StatusNotFound, "no-such-entry", "see gridfan quarantine list"},
 		{quarantine.ErrNoSource, http.StatusConflict, "no-such-source", "configure it again, or drop the entry"},
 		{registry.ErrEpochs, http.StatusConflict, "too-many-changes", "let it have its events first: resume it, or see why it does not take them"},
@@ -354,6 +370,9 @@ func writeProblem(w http.ResponseWriter, p *Problem) {
 	b, _ := json.Marshal(p) // strings and numbers: it cannot fail
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if p.ETag != "" {
+		w.Header().Set("ETag", p.ETag)
+	}
 	w.WriteHeader(p.Status)
 	_, _ = w.Write(append(b, '\n'))
 }

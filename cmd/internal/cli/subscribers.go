@@ -10,16 +10,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
-	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
-	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
 func newSubscribe(env Env) *cobra.Command {
 	var d registry.Definition
-	var hook webhook.Config
-	var format, start, timeout string
+	var start string
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "subscribe NAME --subject PATTERN --url URL",
@@ -39,28 +36,17 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 		Args: exactly("NAME"),
 	}
 	client := adminFlags(c, env)
-	c.Flags().StringArrayVar(&d.Subjects, "subject", nil, "subject pattern; may be given several times")
-	c.Flags().StringVar(&d.Filter, "filter", "", "CEL expression: only events it is true of; try it with gridfan subscribers test")
-	c.Flags().StringVar(&d.Transform, "transform", "", "jq program: what it gives is sent as data")
-	c.Flags().StringVar(&hook.URL, "url", "", "http or https URL that events are posted to")
-	c.Flags().StringVar(&format, "format", string(webhook.Structured), "cloudevents (one JSON object) or cloudevents-binary (attributes as headers)")
+	apply := definitionFlags(c)
 	c.Flags().StringVar(&start, "start", string(registry.Now), "now, or beginning for everything still stored")
-	c.Flags().IntVar(&d.Limits.Concurrency, "concurrency", 0, "posts at once (default 8)")
-	c.Flags().StringVar(&timeout, "timeout", "", "deadline of one post (default 30s)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the subscriber as JSON")
 	for _, name := range []string{"subject", "url"} {
 		_ = c.MarkFlagRequired(name) // it fails only for an unknown flag
 	}
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		d.Name = args[0]
-		d.Start, hook.Format = registry.Start(start), webhook.Format(format)
-		d.Deliver.Webhook = &hook
-		if timeout != "" {
-			t, err := deliver.ParseDuration(timeout)
-			if err != nil {
-				return fmt.Errorf("--timeout: %w", err)
-			}
-			d.Limits.Timeout = deliver.Duration(t)
+		d.Start = registry.Start(start)
+		if _, err := apply(&d); err != nil {
+			return err
 		}
 		if err := d.Validate(); err != nil {
 			return err
@@ -77,15 +63,15 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 			from = "every matching event still stored and from now on"
 		}
 		_, err = fmt.Fprintf(env.Out, "%s gets %s\n  subjects  %s\n  url       %s\nSee how it is doing:  gridfan subscribers show %s\n",
-			d.Name, from, strings.Join(d.Subjects, ", "), secret.URL(hook.URL), d.Name)
+			d.Name, from, strings.Join(d.Subjects, ", "), d.Redacted().Deliver.Webhook.URL, d.Name)
 		return failed(err)
 	}
 	return c
 }
 
 func newSubscribers(env Env) *cobra.Command {
-	return group(&cobra.Command{Use: "subscribers", Short: "List, show, test, pause, resume and delete subscribers, and list what was shed", Aliases: []string{"subscriber"}},
-		newList(env), newShow(env), newTest(env), newPause(env, true), newPause(env, false), newShed(env), newDelete(env))
+	return group(&cobra.Command{Use: "subscribers", Short: "List, show, change, test, pause and delete subscribers", Aliases: []string{"subscriber"}},
+		newList(env), newShow(env), newUpdate(env), newTest(env), newPause(env, true), newPause(env, false), newShed(env), newDelete(env))
 }
 
 func newList(env Env) *cobra.Command {
@@ -359,15 +345,33 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 	if held, oldest := holding(s, now); s.Held != nil {
 		row("holds", "%s of EVENTS, its oldest undelivered event is %s old", held, oldest)
 	}
+	row("ordering", "%s", d.Ordering)
 	row("concurrency", "%d", d.Limits.Concurrency)
+	if d.Limits.Rate > 0 {
+		row("rate", "%s", d.Limits.Rate)
+	}
+	if b := d.Limits.Batch; b.Events > 0 {
+		row("batch", "up to %d events or %s, after %s at the latest", b.Events, b.Bytes, b.Linger)
+	}
 	row("timeout", "%s", d.Limits.Timeout)
 	row("backlog", "%s, then dead letter", backlogLimit(d.Limits.Backlog))
-	var waits []string
-	for _, wait := range d.Retry.Schedule {
-		waits = append(waits, wait.String())
+	row("retry after", "%s, then dead letter", waits(d.Retry.Schedule))
+	if d.Retry.MaxAge > 0 {
+		row("retry until", "%s after acceptance", d.Retry.MaxAge)
 	}
-	row("retry after", "%s, then dead letter", strings.Join(waits, " "))
-	row("breaker", "opens after %d failures in a row, for %s growing to %s", d.Breaker.Failures, d.Breaker.OpenFor, d.Breaker.MaxOpenFor)
+	for _, f := range deliver.Faults {
+		rule, ok := d.Retry.Faults[f]
+		if !ok {
+			continue
+		}
+		then := "dead letter"
+		if !rule.GiveUp {
+			then = waits(rule.Schedule) + ", then dead letter"
+		}
+		row("after "+string(f), "%s", then)
+	}
+	row("breaker", "opens after %d failures in a row or %g %% in %s, for %s growing to %s; closes after %s, ramp-up %s", d.Breaker.Failures,
+		d.Breaker.Ratio*100, d.Breaker.Window, d.Breaker.OpenFor, d.Breaker.MaxOpenFor, plural(d.Breaker.Probes, "probe"), d.Breaker.RampUp)
 	row("since", "%s", s.Created.Local().Format(time.DateTime))
 	if err := w.Flush(); err != nil {
 		return err
@@ -382,6 +386,14 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 // oneLine keeps an expression in its row.
 func oneLine(s string) string {
 	return printable([]byte(strings.NewReplacer("\r\n", " ", "\n", " ", "\t", " ").Replace(strings.TrimSpace(s))))
+}
+
+func waits(schedule []deliver.Duration) string {
+	words := make([]string, len(schedule))
+	for i, wait := range schedule {
+		words[i] = wait.String()
+	}
+	return strings.Join(words, " ")
 }
 
 func backlogLimit(b deliver.Backlog) string {

@@ -1,0 +1,100 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/gridfan/gridfan/subscribers/registry"
+)
+
+// etag names one version of a subscriber or an endpoint; empty for none.
+func etag(revision uint64) string {
+	if revision == 0 {
+		return ""
+	}
+	return strconv.Quote(strconv.FormatUint(revision, 10))
+}
+
+func setETag(w http.ResponseWriter, revision uint64) {
+	if revision > 0 {
+		w.Header().Set("ETag", etag(revision))
+	}
+}
+
+// ifMatch reads which version the caller has in mind: conditional says that it
+// names one, and revision is 0 for any that is there.
+func ifMatch(r *http.Request) (revision uint64, conditional bool, err error) {
+	sent := strings.TrimSpace(r.Header.Get("If-Match"))
+	if sent == "" || sent == "*" {
+		return 0, sent != "", nil
+	}
+	number, err := strconv.Unquote(sent)
+	if err == nil {
+		revision, err = strconv.ParseUint(number, 10, 64)
+	}
+	if err != nil || revision == 0 {
+		return 0, false, problem(http.StatusBadRequest, "bad-parameter", "If-Match: want the ETag of an answer, as in \"17\", or *")
+	}
+	return revision, true, nil
+}
+
+// validated makes a problem of what Validate says.
+func validated(err error) error {
+	if err == nil {
+		return nil
+	}
+	p := problem(http.StatusBadRequest, "bad-definition", "the definition is not valid")
+	p.Errors = strings.Split(err.Error(), "\n")
+	return p
+}
+
+// replace gives a subscriber another definition.
+func (s *server) replace(w http.ResponseWriter, r *http.Request, d registry.Definition, revision uint64) (any, error) {
+	e, err := s.Registry.Get(r.Context(), d.Name)
+	switch {
+	case errors.Is(err, registry.ErrNotFound):
+		return nil, &registry.StaleError{}
+	case err != nil:
+		return nil, err
+	case revision > 0 && e.Revision != revision:
+		return nil, &registry.StaleError{Revision: e.Revision}
+	}
+	if d.Start != "" && d.Start != e.Definition.Start {
+		return nil, problem(http.StatusBadRequest, "bad-definition", "start: it has begun; leave start out, or delete it and add it again")
+	}
+	d.Reveal(e.Definition)
+	if err := validated(d.Validate()); err != nil {
+		return nil, err
+	}
+	e, changed, err := s.Registry.Replace(r.Context(), d, revision)
+	if err != nil {
+		return nil, err
+	}
+	s.Log.Info("subscriber updated", "subscriber", d.Name, "changes", len(changed))
+	return s.one(w, r, e)
+}
+
+// Read asks for one subscriber with the ETag of its version.
+func (c *Client) Read(ctx context.Context, name string) (*Subscriber, string, error) {
+	var s Subscriber
+	tag, err := c.do(ctx, http.MethodGet, path(name), "", nil, &s)
+	return &s, tag, err
+}
+
+// Replace gives a subscriber another definition, if it is still the version that
+// tag names, and gives the ETag of the new one. Secrets that were not shown may
+// stay as they are shown.
+func (c *Client) Replace(ctx context.Context, d registry.Definition, tag string) (*Subscriber, string, error) {
+	var s Subscriber
+	tag, err := c.do(ctx, http.MethodPut, path(d.Name), tag, d, &s)
+	return &s, tag, err
+}
+
+// IsStale says whether an error is that of a version that is not there any more.
+func IsStale(err error) bool {
+	var p *Problem
+	return errors.As(err, &p) && p.Status == http.StatusPreconditionFailed
+}

@@ -1,0 +1,159 @@
+package cli
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/webhook"
+)
+
+// setting is a flag that sets a part of a definition.
+type setting struct {
+	flag string
+	// keys are those of the definition that it changes.
+	keys  []string
+	usage string
+	set   func(d *registry.Definition, v string) error
+}
+
+// settings are the flags that subscribe and update share. An empty value takes
+// the default again.
+var settings = []setting{
+	{"url", []string{"deliver.webhook.url"}, "http or https URL that events are posted to", func(d *registry.Definition, v string) error {
+		hook(d).URL = v
+		return nil
+	}},
+	{"format", []string{"deliver.webhook.format"}, "cloudevents (one JSON object) or cloudevents-binary (attributes as headers)", func(d *registry.Definition, v string) error {
+		hook(d).Format = webhook.Format(v)
+		return nil
+	}},
+	{"filter", []string{"filter"}, "CEL expression over the event; others are not sent; try it with gridfan subscribers test", func(d *registry.Definition, v string) error {
+		d.Filter = v
+		return nil
+	}},
+	{"transform", []string{"transform"}, "jq expression that gives the data to send", func(d *registry.Definition, v string) error {
+		d.Transform = v
+		return nil
+	}},
+	{"ordering", []string{"ordering"}, "none, key (events of one partition key in their order) or strict (one after another)", func(d *registry.Definition, v string) error {
+		d.Ordering = deliver.Ordering(v)
+		return nil
+	}},
+	{"concurrency", []string{"limits.concurrency"}, "posts at once (default 8)", func(d *registry.Definition, v string) error {
+		return number(v, &d.Limits.Concurrency)
+	}},
+	{"rate", []string{"limits.rate"}, "posts begun, on average, as in 200/s or 6000/m (default no limit)", func(d *registry.Definition, v string) error {
+		d.Limits.Rate = 0
+		if limit(v) == "" {
+			return nil
+		}
+		return d.Limits.Rate.UnmarshalText([]byte(v))
+	}},
+	{"timeout", []string{"limits.timeout"}, "deadline of one post (default 30s)", func(d *registry.Definition, v string) error {
+		return span(v, &d.Limits.Timeout)
+	}},
+	{"batch", []string{"limits.batch.events", "limits.batch.bytes", "limits.batch.linger"}, "events in one post, at most (default one event a post)", func(d *registry.Definition, v string) error {
+		if limit(v) == "" {
+			d.Limits.Batch = deliver.Batch{}
+			return nil
+		}
+		return number(v, &d.Limits.Batch.Events)
+	}},
+	{"backlog-age", []string{"limits.backlog.age"}, "how old its oldest undelivered event may be, as in 7d (default any age)", func(d *registry.Definition, v string) error {
+		return span(limit(v), &d.Limits.Backlog.Age)
+	}},
+	{"backlog-bytes", []string{"limits.backlog.bytes"}, "how much of EVENTS it may hold back, as in 1GiB (default half)", func(d *registry.Definition, v string) error {
+		d.Limits.Backlog.Bytes = 0
+		if limit(v) == "" {
+			return nil
+		}
+		return d.Limits.Backlog.Bytes.UnmarshalText([]byte(v))
+	}},
+	{"retry", []string{"retry.schedule"}, "waits between attempts, as in 1s,30s,5m (default 1s,5s,30s,2m,10m,1h,6h,24h)", func(d *registry.Definition, v string) error {
+		d.Retry.Schedule = nil
+		for wait := range strings.SplitSeq(v, ",") {
+			if v == "" {
+				break
+			}
+			var w deliver.Duration
+			if err := span(strings.TrimSpace(wait), &w); err != nil {
+				return err
+			}
+			d.Retry.Schedule = append(d.Retry.Schedule, w)
+		}
+		return nil
+	}},
+	{"max-age", []string{"retry.maxAge"}, "how long after its acceptance an event is still tried (default as long as the waits)", func(d *registry.Definition, v string) error {
+		return span(limit(v), &d.Retry.MaxAge)
+	}},
+}
+
+// limit reads none as the default of a limit, which is that there is none.
+func limit(v string) string {
+	if v == "none" {
+		return ""
+	}
+	return v
+}
+
+func hook(d *registry.Definition) *webhook.Config {
+	if d.Deliver.Webhook == nil {
+		d.Deliver.Webhook = &webhook.Config{}
+	}
+	return d.Deliver.Webhook
+}
+
+func number(v string, to *int) error {
+	if *to = 0; v == "" {
+		return nil
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 1 {
+		return fmt.Errorf("want a whole number from 1, got %q", v)
+	}
+	*to = n
+	return nil
+}
+
+func span(v string, to *deliver.Duration) error {
+	if *to = 0; v == "" {
+		return nil
+	}
+	d, err := deliver.ParseDuration(v)
+	*to = deliver.Duration(d)
+	return err
+}
+
+// definitionFlags adds the settings to a command. apply puts those that were
+// given into a definition, and says which of its keys they are.
+func definitionFlags(c *cobra.Command) (apply func(*registry.Definition) (keys []string, err error)) {
+	var subjects []string
+	c.Flags().StringArrayVar(&subjects, "subject", nil, "subject pattern; may be given several times")
+	for _, s := range settings {
+		c.Flags().String(s.flag, "", s.usage)
+	}
+	return func(d *registry.Definition) (keys []string, err error) {
+		if c.Flags().Changed("subject") {
+			d.Subjects, keys = subjects, append(keys, "subjects")
+		}
+		for _, s := range settings {
+			if !c.Flags().Changed(s.flag) {
+				continue
+			}
+			v, err := c.Flags().GetString(s.flag)
+			if err == nil {
+				err = s.set(d, v)
+			}
+			if err != nil {
+				return keys, fmt.Errorf("--%s: %w", s.flag, err)
+			}
+			keys = append(keys, s.keys...)
+		}
+		return keys, nil
+	}
+}
