@@ -38,15 +38,6 @@ type Deliver struct {
 	Webhook *webhook.Config `json:"webhook,omitempty"`
 }
 
-// Start is where in the stored stream a new subscriber begins.
-type Start string
-
-// The start positions.
-const (
-	Now       Start = "now"       // events accepted after it was added
-	Beginning Start = "beginning" // everything still stored
-)
-
 // Validate sets defaults and reports every problem, each beginning with the
 // path of its key in the configuration file. It compiles the expressions.
 func (d *Definition) Validate() error {
@@ -85,12 +76,11 @@ func (d *Definition) settle() error {
 			errs = append(errs, fmt.Errorf("%s.deliver.webhook.url: its secret part is hidden, and it is another URL than before; give the whole", path))
 		}
 	}
-	switch d.Start {
-	case "":
+	if d.Start == "" {
 		d.Start = Now
-	case Now, Beginning:
-	default:
-		errs = append(errs, fmt.Errorf("%s.start: want now or beginning, got %q", path, d.Start))
+	}
+	if err := d.Start.validate(); err != nil {
+		errs = append(errs, fmt.Errorf("%s.start: %w", path, err))
 	}
 	if err := d.Config.Validate(path); err != nil {
 		errs = append(errs, err)

@@ -34,6 +34,8 @@ type Entry struct {
 	// one.
 	Epochs  []Epoch   `json:"epochs,omitempty"`
 	Created time.Time `json:"created"`
+	// Note says what is to know of one that was just added, empty if nothing.
+	Note string `json:"-"`
 	// Revision is that of the key in the bucket: it grows with every change.
 	Revision uint64 `json:"-"`
 }
@@ -177,13 +179,13 @@ func (r *Registry) Add(ctx context.Context, d Definition) (Entry, error) {
 }
 
 func (r *Registry) create(ctx context.Context, d Definition, o Origin) (Entry, error) {
-	e := Entry{Definition: d, Origin: o, StartSequence: 1, Created: time.Now().UTC()}
-	if d.Start == Now {
-		s, err := r.broker.JetStream().Stream(ctx, broker.StreamEvents)
-		if err != nil {
-			return e, err
-		}
-		e.StartSequence = s.CachedInfo().State.LastSeq + 1
+	e := Entry{Definition: d, Origin: o, Created: time.Now().UTC()}
+	var err error
+	if e.StartSequence, e.Note, err = r.from(ctx, d); err != nil {
+		return e, err
+	}
+	if e.Note != "" {
+		r.log.Warn("a new subscriber does not begin where it should", "subscriber", d.Name, "start", d.Start, "detail", e.Note)
 	}
 	e.Epochs = []Epoch{{From: e.StartSequence, Subjects: e.inForce()}}
 	b, err := json.Marshal(e)

@@ -63,6 +63,8 @@ type Subscriber struct {
 	Definition registry.Definition `json:"definition"`
 	Origin     registry.Origin     `json:"origin"`
 	Created    time.Time           `json:"created"`
+	// Note says what is to know of one that was just added; empty otherwise.
+	Note string `json:"note,omitempty"`
 	// Epochs say which events it wanted when, the oldest first.
 	Epochs []registry.Epoch `json:"epochs"`
 	// State is active, paused or parked.

@@ -203,7 +203,9 @@ func (s *server) list(_ http.ResponseWriter, r *http.Request) (any, error) {
 func (s *server) one(w http.ResponseWriter, r *http.Request, e registry.Entry) (any, error) {
 	st, err := s.Registry.State(r.Context(), e)
 	setETag(w, e.Revision)
-	return s.view(st), err
+	v := s.view(st)
+	v.Note = e.Note
+	return v, err
 }
 
 func (s *server) show(w http.ResponseWriter, r *http.Request) (any, error) {
@@ -356,6 +358,7 @@ func asProblem(err error) *Problem {
 		{registry.ErrExists, http.StatusConflict, "subscriber-exists", "change it with gridfan subscribers update (API: PUT with If-Match), or choose another name"},
 		{quarantine.ErrNotFound, http.StatusNotFound, "no-such-entry", "see gridfan quarantine list"},
 		{quarantine.ErrNoSource, http.StatusConflict, "no-such-source", "configure it again, or drop the entry"},
+		{registry.ErrStart, http.StatusBadRequest, "bad-definition", "nothing was added"},
 		{registry.ErrEpochs, http.StatusConflict, "too-many-changes", "let it have its events first: resume it, or see why it does not take them"},
 		{registry.ErrBacklog, http.StatusConflict, "backlog", "let them be delivered, or say that they may go: --discard (API: ?discard=true)"},
 	} {

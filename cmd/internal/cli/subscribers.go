@@ -32,12 +32,13 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
   events.>                                     everything`,
 		Example: `  gridfan subscribe warehouse --subject 'events.fno.*.usmf.>' --url https://wms.example.com/events
   gridfan subscribe finance --subject 'events.fno.>' --filter 'event.data.?InvoiceAmount.orValue(0) > 1000' --transform '{invoice: .InvoiceId}' --url https://fin.example.com/
-  gridfan subscribe audit --subject 'events.>' --url http://127.0.0.1:9000/ --format cloudevents-binary --start beginning`,
+  gridfan subscribe audit --subject 'events.>' --url http://127.0.0.1:9000/ --format cloudevents-binary --start beginning
+  gridfan subscribe late --subject 'events.>' --url http://127.0.0.1:9000/ --start 2026-11-01T00:00:00Z`,
 		Args: exactly("NAME"),
 	}
 	client := adminFlags(c, env)
 	apply := definitionFlags(c)
-	c.Flags().StringVar(&start, "start", string(registry.Now), "now, or beginning for everything still stored")
+	c.Flags().StringVar(&start, "start", string(registry.Now), "where it begins: now, beginning (everything still stored), a time such as 2026-11-01T00:00:00Z, or the sequence of an event")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the subscriber as JSON")
 	for _, name := range []string{"subject", "url"} {
 		_ = c.MarkFlagRequired(name) // it fails only for an unknown flag
@@ -59,8 +60,14 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 			return printJSON(env.Out, s)
 		}
 		from := "every matching event accepted from now on"
-		if d.Start == registry.Beginning {
+		switch {
+		case d.Start == registry.Beginning:
 			from = "every matching event still stored and from now on"
+		case d.Start != registry.Now:
+			from = fmt.Sprintf("every matching event from %d on, and from now on", s.Epochs[0].From)
+		}
+		if s.Note != "" {
+			fmt.Fprintln(env.Out, "Note: "+s.Note)
 		}
 		_, err = fmt.Fprintf(env.Out, "%s gets %s\n  subjects  %s\n  url       %s\nSee how it is doing:  gridfan subscribers show %s\n",
 			d.Name, from, strings.Join(d.Subjects, ", "), d.Redacted().Deliver.Webhook.URL, d.Name)

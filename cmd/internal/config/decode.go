@@ -194,7 +194,7 @@ func (d *decoder) subscriber(f *field) registry.Definition {
 		Subjects:  d.textOrTexts(v.get("subjects")),
 		Filter:    d.expression(v.get("filter")),
 		Transform: d.expression(v.get("transform")),
-		Start:     registry.Start(d.choice(v.get("start"))),
+		Start:     d.start(v.get("start")),
 	}
 	if w := v.get("deliver", "webhook"); w != nil {
 		s.Deliver.Webhook = &webhook.Config{

@@ -4,6 +4,7 @@ import (
 	"strconv"
 
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/registry"
 )
 
 // delivery reads how a subscriber is served.
@@ -41,6 +42,14 @@ func (d *decoder) delivery(v *value) deliver.Config {
 			RampUp:     d.durationOrNone(breaker.get("rampUp")),
 		},
 	}
+}
+
+// start reads where a new subscriber begins. A sequence needs no quotes.
+func (d *decoder) start(v *value) registry.Start {
+	if v != nil && v.kind == number {
+		return registry.Start(v.text)
+	}
+	return registry.Start(d.text(v))
 }
 
 // faults reads the rules for kinds of failure. Validate knows their names.
