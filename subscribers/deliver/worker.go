@@ -59,7 +59,7 @@ type Parts struct {
 	Metrics  *Metrics
 	// Board shows breakers to the other replicas; nil for none.
 	Board *Board
-	Log      *slog.Logger
+	Log   *slog.Logger
 }
 
 // Worker serves one subscriber. Start it once, Stop it once.

@@ -19,6 +19,9 @@ type Definition struct {
 	// Subjects are NATS subject patterns below "events."; an event that
 	// matches several is delivered once.
 	Subjects []string `json:"subjects"`
+	// Drain stops what is new: no event is wanted from now on, and what waits is
+	// delivered.
+	Drain bool `json:"drain,omitempty"`
 	// Filter is a CEL expression over an event; see package filter. Empty: all
 	// events of the subjects.
 	Filter string `json:"filter,omitempty"`

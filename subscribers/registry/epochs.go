@@ -59,7 +59,15 @@ func (e Entry) Wants(subject string, sequence uint64) bool {
 }
 
 // inForce gives the subjects that new events should be judged by.
-func (e Entry) inForce() []string { return e.Definition.Subjects }
+func (e Entry) inForce() []string {
+	if e.Drains() {
+		return nil
+	}
+	return e.Definition.Subjects
+}
+
+// Drains says whether the subscriber is to get what waits for it and nothing new.
+func (e Entry) Drains() bool { return e.Draining || e.Definition.Drain }
 
 // last gives the epoch that new events are, or will be, judged by.
 func (e Entry) last() Epoch { return e.Epochs[len(e.Epochs)-1] }

@@ -2,6 +2,7 @@ package registry_test
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -118,6 +119,64 @@ func TestSubjectsChange(t *testing.T) {
 	g.publish("events.a.x.y.Z", "a6")
 	g.publish("events.c.x.y.Z", "c7")
 	g.want("one", "a1", "b4", "b5", "a6")
+}
+
+// TestDrain lets a subscriber have what waits and nothing new, and then what comes.
+func TestDrain(t *testing.T) {
+	ctx := t.Context()
+	g := newRig(t)
+	g.wait = 50 * time.Millisecond
+	d := definition("one", "events.>")
+	d.Retry.Schedule = slices.Repeat([]deliver.Duration{deliver.Duration(50 * time.Millisecond)}, 100)
+	g.add(d)
+	g.setDown(true)
+	g.publish("events.a.b.c.D", "1", "2")
+	e, err := g.r.Drain(ctx, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !e.Drains() || len(e.Epochs) != 2 || e.Epochs[1].From != 3 || len(e.Epochs[1].Subjects) != 0 {
+		t.Errorf("entry %+v", e)
+	}
+	if again, err := g.r.Drain(ctx, "one"); err != nil || again.Revision != e.Revision {
+		t.Errorf("again: %+v, %v", again, err)
+	}
+	g.publish("events.a.b.c.D", "3", "4")
+	g.setDown(false)
+	g.want("one", "1", "2")
+	waitFor(t, "nothing is left", func() bool {
+		b, err := g.r.Backlog(ctx, "one")
+		return err == nil && b.Empty()
+	})
+	// What comes is in nobody's way, also before the filter is narrowed.
+	look, err := g.r.Look(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := look.Positions[0]; p.Got != 4 || p.Held != nil || p.Pending != 0 {
+		t.Errorf("position %+v", p)
+	}
+	if e, err = g.r.Resume(ctx, "one"); err != nil || e.Drains() || e.Note != "it was drained: it does not get what was stored as event 3 to 4" {
+		t.Errorf("%+v, %v", e, err)
+	}
+	g.publish("events.a.b.c.D", "5")
+	g.want("one", "1", "2", "5")
+
+	// By its definition.
+	d.Drain = true
+	if _, _, err := g.r.Replace(ctx, d, 0); err != nil {
+		t.Fatal(err)
+	}
+	g.publish("events.a.b.c.D", "6")
+	if _, err := g.r.Resume(ctx, "one"); !errors.Is(err, registry.ErrDrainDeclared) {
+		t.Errorf("got %v", err)
+	}
+	d.Drain = false
+	if _, _, err := g.r.Replace(ctx, d, 0); err != nil {
+		t.Fatal(err)
+	}
+	g.publish("events.a.b.c.D", "7")
+	g.want("one", "1", "2", "5", "7")
 }
 
 // TestUnwantedHoldsNothing: what an epoch does not want is in nobody's way, also
@@ -338,7 +397,7 @@ func subjectsAtRandom(t *testing.T, random *rand.Rand) {
 		return last
 	}
 	for range 25 {
-		op := random.IntN(8)
+		op := random.IntN(10)
 		switch op {
 		case 0, 1, 2, 3:
 			var chosen []string
@@ -361,6 +420,18 @@ func subjectsAtRandom(t *testing.T, random *rand.Rand) {
 			if _, err := g.r.SetPaused(ctx, "one", random.IntN(2) == 0); err != nil {
 				t.Fatal(err)
 			}
+		case 8:
+			e, err := g.r.Drain(ctx, "one")
+			if err != nil {
+				t.Fatal(err)
+			}
+			note(e)
+		case 9:
+			e, err := g.r.Resume(ctx, "one")
+			if err != nil {
+				t.Fatal(err)
+			}
+			note(e)
 		case 5:
 			down := random.IntN(2) == 0
 			g.setDown(down)
@@ -385,9 +456,11 @@ func subjectsAtRandom(t *testing.T, random *rand.Rand) {
 	<-stopped
 	g.setDown(false)
 	other.setDown(false)
-	if _, err := g.r.SetPaused(ctx, "one", false); err != nil {
+	e, err := g.r.Resume(ctx, "one")
+	if err != nil {
 		t.Fatal(err)
 	}
+	note(e)
 	waitFor(t, "everything is delivered", func() bool {
 		b, err := g.r.Backlog(ctx, "one")
 		return err == nil && b == (registry.Backlog{})

@@ -18,6 +18,7 @@ type backlogMetrics struct {
 	retry    *prometheus.Desc
 	dead     *prometheus.Desc
 	paused   *prometheus.Desc
+	draining *prometheus.Desc
 	held     *prometheus.Desc
 	oldest   *prometheus.Desc
 
@@ -36,17 +37,18 @@ func NewBacklogMetrics(r *Registry, log *slog.Logger) prometheus.Collector {
 	}
 	return &backlogMetrics{
 		registry: r, log: log,
-		pending: desc("pending_events", "Events not delivered yet, those in retry not among them."),
-		retry:   desc("retry_events", "Events waiting for their next attempt."),
-		dead:    desc("dead_letters", "Events given up and kept."),
-		paused:  desc("paused", "1 while the subscriber is paused or parked."),
-		held:    desc("held_bytes", "Space in EVENTS from the subscriber's oldest undelivered event on, estimated."),
-		oldest:  desc("oldest_undelivered_seconds", "Age of the subscriber's oldest undelivered event, 0 when there is none."),
+		pending:  desc("pending_events", "Events not delivered yet, those in retry not among them."),
+		retry:    desc("retry_events", "Events waiting for their next attempt."),
+		dead:     desc("dead_letters", "Events given up and kept."),
+		paused:   desc("paused", "1 while the subscriber is paused or parked."),
+		draining: desc("draining", "1 while the subscriber gets nothing new, until it is resumed."),
+		held:     desc("held_bytes", "Space in EVENTS from the subscriber's oldest undelivered event on, estimated."),
+		oldest:   desc("oldest_undelivered_seconds", "Age of the subscriber's oldest undelivered event, 0 when there is none."),
 	}
 }
 
 func (m *backlogMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.pending, m.retry, m.dead, m.paused, m.held, m.oldest} {
+	for _, d := range []*prometheus.Desc{m.pending, m.retry, m.dead, m.paused, m.draining, m.held, m.oldest} {
 		ch <- d
 	}
 }
@@ -80,7 +82,8 @@ func (m *backlogMetrics) refresh() error {
 		}
 		for d, v := range map[*prometheus.Desc]float64{
 			m.pending: float64(s.Backlog.Pending), m.retry: float64(s.Backlog.Retry), m.dead: float64(s.Backlog.DeadLetters),
-			m.paused: map[bool]float64{true: 1}[s.Paused || s.Orphaned], m.held: held, m.oldest: max(0, oldest),
+			m.paused:   map[bool]float64{true: 1}[s.Paused || s.Orphaned],
+			m.draining: map[bool]float64{true: 1}[s.Drains()], m.held: held, m.oldest: max(0, oldest),
 		} {
 			m.last = append(m.last, prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, s.Definition.Name))
 		}

@@ -28,6 +28,8 @@ type Entry struct {
 	Orphaned bool `json:"orphaned,omitempty"`
 	// Paused is run-time state, whatever the origin.
 	Paused bool `json:"paused,omitempty"`
+	// Draining is too. A definition can say the same.
+	Draining bool `json:"draining,omitempty"`
 	// StartSequence is its first event in EVENTS.
 	StartSequence uint64 `json:"startSequence"`
 	// Epochs say which events it wanted when, the oldest first. There is always
@@ -51,11 +53,12 @@ const (
 
 // Errors of the registry that callers tell apart.
 var (
-	ErrNotFound     = errors.New("no such subscriber")
-	ErrFileDeclared = errors.New("declared in the configuration file, so it is changed there")
-	ErrExists       = errors.New("a subscriber of this name exists with another definition")
-	ErrBacklog      = errors.New("there are undelivered events")
-	ErrEpochs       = fmt.Errorf("its subjects changed %d times, and it has not got past the first change", maxEpochs)
+	ErrNotFound      = errors.New("no such subscriber")
+	ErrFileDeclared  = errors.New("declared in the configuration file, so it is changed there")
+	ErrExists        = errors.New("a subscriber of this name exists with another definition")
+	ErrBacklog       = errors.New("there are undelivered events")
+	ErrDrainDeclared = errors.New("its definition drains it")
+	ErrEpochs        = fmt.Errorf("its subjects changed %d times, and it has not got past the first change", maxEpochs)
 )
 
 // StaleError means that somebody else has changed what was to be changed.
@@ -295,6 +298,46 @@ func (r *Registry) SetPaused(ctx context.Context, name string, paused bool) (Ent
 		r.broker.Report(what, name, map[string]any{})
 	}
 	return e, err
+}
+
+// Drain lets a subscriber have what waits for it and nothing that comes from now
+// on.
+func (r *Registry) Drain(ctx context.Context, name string) (Entry, error) {
+	changed := false
+	e, err := r.update(ctx, name, func(e *Entry) error {
+		changed = !e.Draining
+		e.Draining = true
+		return nil
+	})
+	if err == nil && changed {
+		r.broker.Report("subscriber.draining", name, map[string]any{"before": e.last().From})
+	}
+	return e, err
+}
+
+// Resume ends a pause and a drain. What came during the drain is not the
+// subscriber's: the Note of the answer says so.
+func (r *Registry) Resume(ctx context.Context, name string) (Entry, error) {
+	var paused, drained bool
+	e, err := r.update(ctx, name, func(e *Entry) error {
+		if e.Definition.Drain && !e.Paused {
+			return fmt.Errorf("subscriber %q: %w", name, ErrDrainDeclared)
+		}
+		paused, drained = e.Paused, e.Draining && !e.Definition.Drain
+		e.Paused, e.Draining = false, false
+		return nil
+	})
+	if err != nil || !paused && !drained {
+		return e, err
+	}
+	attrs := map[string]any{}
+	if n := len(e.Epochs); drained && n > 1 && len(e.Epochs[n-2].Subjects) == 0 {
+		from, to := e.Epochs[n-2].From, e.last().From-1
+		attrs["gapFrom"], attrs["gapTo"] = from, to
+		e.Note = fmt.Sprintf("it was drained: it does not get what was stored as event %d to %d", from, to)
+	}
+	r.broker.Report("subscriber.resumed", name, attrs)
+	return e, nil
 }
 
 // SyncFile brings the bucket up to date with the subscribers declared in the

@@ -67,7 +67,7 @@ type Subscriber struct {
 	Note string `json:"note,omitempty"`
 	// Epochs say which events it wanted when, the oldest first.
 	Epochs []registry.Epoch `json:"epochs"`
-	// State is active, paused or parked.
+	// State is one of those below.
 	State   string           `json:"state"`
 	Backlog registry.Backlog `json:"backlog"`
 	// Held is the part of EVENTS that it makes us keep; nil when it has got
@@ -82,6 +82,9 @@ const (
 	Active = "active"
 	Paused = "paused" // by an operator
 	Parked = "parked" // the configuration file no longer declares it
+
+	Draining = "draining" // gets what waits and nothing new
+	Drained  = "drained"  // the same, and nothing waits any more
 )
 
 // Shed is the answer to GET /api/v1/subscribers/{name}/shed.

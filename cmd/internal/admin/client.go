@@ -49,11 +49,17 @@ func (c *Client) Subscribe(ctx context.Context, d registry.Definition) (*Subscri
 	return &s, c.call(ctx, http.MethodPut, path(d.Name), d, &s)
 }
 
-// SetPaused pauses or resumes one.
+// SetPaused pauses one, or resumes it after a pause or a drain.
 func (c *Client) SetPaused(ctx context.Context, name string, paused bool) (*Subscriber, error) {
 	var s Subscriber
 	verb := map[bool]string{true: "/pause", false: "/resume"}[paused]
 	return &s, c.call(ctx, http.MethodPost, path(name)+verb, nil, &s)
+}
+
+// Drain lets one have what waits and nothing new.
+func (c *Client) Drain(ctx context.Context, name string) (*Subscriber, error) {
+	var s Subscriber
+	return &s, c.call(ctx, http.MethodPost, path(name)+"/drain", nil, &s)
 }
 
 // Delete deletes one; discard says that its backlog may go too.

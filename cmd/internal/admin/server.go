@@ -52,8 +52,9 @@ func NewHandler(p Parts, token secret.String) http.Handler {
 	api.Handle("PUT /api/v1/subscribers/{name}", handle(s.put))
 	api.Handle("DELETE /api/v1/subscribers/{name}", handle(s.delete))
 	api.Handle("GET /api/v1/subscribers/{name}/shed", handle(s.shed))
-	api.Handle("POST /api/v1/subscribers/{name}/pause", handle(s.pause(true)))
-	api.Handle("POST /api/v1/subscribers/{name}/resume", handle(s.pause(false)))
+	api.Handle("POST /api/v1/subscribers/{name}/pause", handle(s.pause))
+	api.Handle("POST /api/v1/subscribers/{name}/drain", handle(s.drain))
+	api.Handle("POST /api/v1/subscribers/{name}/resume", handle(s.resume))
 	s.quarantineRoutes(api)
 	listenRoutes(api, p)
 	s.trialRoutes(api)
@@ -187,6 +188,10 @@ func (s *server) view(e registry.State) Subscriber {
 		v.State = Parked
 	case e.Paused:
 		v.State = Paused
+	case e.Drains() && e.Backlog.Pending+e.Backlog.Retry > 0:
+		v.State = Draining
+	case e.Drains():
+		v.State = Drained
 	}
 	if br, ok := s.Fleet.Breaker(e.Definition.Name); ok {
 		v.Breaker = &br
@@ -301,14 +306,28 @@ func (s *server) shed(_ http.ResponseWriter, r *http.Request) (any, error) {
 	return answer, nil
 }
 
-func (s *server) pause(paused bool) func(http.ResponseWriter, *http.Request) (any, error) {
-	return func(w http.ResponseWriter, r *http.Request) (any, error) {
-		e, err := s.Registry.SetPaused(r.Context(), r.PathValue("name"), paused)
-		if err != nil {
-			return nil, err
-		}
-		return s.one(w, r, e)
+func (s *server) pause(w http.ResponseWriter, r *http.Request) (any, error) {
+	e, err := s.Registry.SetPaused(r.Context(), r.PathValue("name"), true)
+	if err != nil {
+		return nil, err
 	}
+	return s.one(w, r, e)
+}
+
+func (s *server) drain(w http.ResponseWriter, r *http.Request) (any, error) {
+	e, err := s.Registry.Drain(r.Context(), r.PathValue("name"))
+	if err != nil {
+		return nil, err
+	}
+	return s.one(w, r, e)
+}
+
+func (s *server) resume(w http.ResponseWriter, r *http.Request) (any, error) {
+	e, err := s.Registry.Resume(r.Context(), r.PathValue("name"))
+	if err != nil {
+		return nil, err
+	}
+	return s.one(w, r, e)
 }
 
 // handle writes what h returns as JSON, and its error as a problem.
@@ -359,6 +378,7 @@ func asProblem(err error) *Problem {
 		{quarantine.ErrNotFound, http.StatusNotFound, "no-such-entry", "see gridfan quarantine list"},
 		{quarantine.ErrNoSource, http.StatusConflict, "no-such-source", "configure it again, or drop the entry"},
 		{registry.ErrStart, http.StatusBadRequest, "bad-definition", "nothing was added"},
+		{registry.ErrDrainDeclared, http.StatusConflict, "drain-declared", "take drain: true out of the definition"},
 		{registry.ErrEpochs, http.StatusConflict, "too-many-changes", "let it have its events first: resume it, or see why it does not take them"},
 		{registry.ErrBacklog, http.StatusConflict, "backlog", "let them be delivered, or say that they may go: --discard (API: ?discard=true)"},
 	} {

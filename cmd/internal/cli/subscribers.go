@@ -77,8 +77,8 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 }
 
 func newSubscribers(env Env) *cobra.Command {
-	return group(&cobra.Command{Use: "subscribers", Short: "List, show, change, test, pause and delete subscribers", Aliases: []string{"subscriber"}},
-		newList(env), newShow(env), newUpdate(env), newTest(env), newPause(env, true), newPause(env, false), newShed(env), newDelete(env))
+	return group(&cobra.Command{Use: "subscribers", Short: "List, show, change, test, pause, drain and delete subscribers", Aliases: []string{"subscriber"}},
+		newList(env), newShow(env), newUpdate(env), newTest(env), newPause(env, true), newDrain(env), newPause(env, false), newShed(env), newDelete(env))
 }
 
 func newList(env Env) *cobra.Command {
@@ -133,7 +133,7 @@ func newShow(env Env) *cobra.Command {
 
 func newPause(env Env, paused bool) *cobra.Command {
 	var asJSON bool
-	verb, long := "resume", "resume lets a paused subscriber have its events again, those held back first."
+	verb, long := "resume", "resume lets a paused subscriber have its events again, those held back first. One that\nwas drained gets what comes from now on; what came in between is not its own."
 	if paused {
 		verb, long = "pause", "pause holds a subscriber's events back, on every replica and over restarts. Posts\nunder way end; nothing is lost."
 	}
@@ -153,6 +153,9 @@ func newPause(env Env, paused bool) *cobra.Command {
 			return printJSON(env.Out, s)
 		}
 		text := fmt.Sprintf("%s is resumed; %s to go\n", args[0], plural(s.Backlog.Pending+s.Backlog.Retry, "event"))
+		if s.Note != "" {
+			text += "Note: " + s.Note + "\n"
+		}
 		if paused {
 			text = fmt.Sprintf("%s is paused; its events wait. Go on:  gridfan subscribers resume %s\n", args[0], args[0])
 		}
@@ -292,10 +295,16 @@ func doing(s admin.Subscriber, now time.Time) string {
 		return "paused"
 	case s.State == admin.Parked:
 		return "parked: no longer in the file"
+	case s.State == admin.Drained:
+		return "drained"
 	case s.Breaker == nil:
 		return "starting"
 	}
-	return breakerWords(*s.Breaker, s.Backlog, now)
+	words := breakerWords(*s.Breaker, s.Backlog, now)
+	if s.State == admin.Draining {
+		words = "draining, " + words
+	}
+	return words
 }
 
 // breakerWords is a breaker as one says it to a colleague.
@@ -422,6 +431,8 @@ func nextStep(s admin.Subscriber) string {
 		return "Its events wait. Go on:  gridfan subscribers resume " + name
 	case s.State == admin.Parked:
 		return "Declare it in the configuration file again, or:  gridfan subscribers delete " + name
+	case s.State == admin.Drained:
+		return "It has everything and gets nothing new. Let it have events again:  gridfan subscribers resume " + name + "\nOr it is done with:  gridfan subscribers delete " + name
 	case s.Breaker != nil && s.Breaker.State == deliver.BreakerMisconfigured:
 		return "Its endpoint refuses everything; events wait and go out by themselves once it does not.\nLook at the URL and the key: " + s.Breaker.LastError
 	case s.Breaker != nil && !s.Breaker.Flowing():

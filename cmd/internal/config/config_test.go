@@ -201,6 +201,7 @@ subscribers:
     transform: '{"${env:HOST}": .a, b: $event.id}'
     deliver: { webhook: { url: "https://${env:HOST}/in?code=${env:CODE}&literal=$${x}", format: cloudevents } }
     start: beginning
+    drain: true
     ordering: key
     limits:
       concurrency: 3
@@ -339,7 +340,7 @@ func TestParse(t *testing.T) {
 				Deliver: registry.Deliver{Webhook: &webhook.Config{
 					URL: "https://wms.example.com/in?code=canary-code-in-url&literal=${x}", Format: webhook.Structured,
 				}},
-				Start: registry.Beginning,
+				Start: registry.Beginning, Drain: true,
 				Config: deliver.Config{
 					Ordering: deliver.ByKey,
 					Limits: deliver.Limits{

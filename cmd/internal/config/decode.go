@@ -195,6 +195,7 @@ func (d *decoder) subscriber(f *field) registry.Definition {
 		Filter:    d.expression(v.get("filter")),
 		Transform: d.expression(v.get("transform")),
 		Start:     d.start(v.get("start")),
+		Drain:     d.boolean(v.get("drain")),
 	}
 	if w := v.get("deliver", "webhook"); w != nil {
 		s.Deliver.Webhook = &webhook.Config{
