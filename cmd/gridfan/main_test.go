@@ -84,12 +84,17 @@ func cmdExpect(ts *testscript.TestScript, _ bool, args []string) {
 	}))
 }
 
-// cmdReceive starts an endpoint that takes every event, on $RECEIVER.
+// cmdReceive starts an endpoint on $RECEIVER that takes every event, and refuses
+// it while there is a file called refuse.
 func cmdReceive(ts *testscript.TestScript, _ bool, _ []string) {
 	l, err := net.Listen("tcp", ts.Getenv("RECEIVER"))
 	ts.Check(err)
-	s := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	refuse := ts.MkAbs("refuse")
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		posted.Store(r.Host+r.URL.Path, true)
+		if _, err := os.Stat(refuse); err == nil {
+			http.Error(w, "unknown order", http.StatusUnprocessableEntity)
+		}
 	})}
 	go s.Serve(l) // it ends with Close
 	ts.Defer(func() { s.Close() })

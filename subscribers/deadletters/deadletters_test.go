@@ -47,7 +47,11 @@ const name = "shop"
 
 func newRig(t testing.TB, change ...func(*registry.Definition)) *rig {
 	t.Helper()
-	b := brokertest.New(t)
+	return newRigOn(t, brokertest.New(t), change...)
+}
+
+func newRigOn(t testing.TB, b *broker.Broker, change ...func(*registry.Definition)) *rig {
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	g := &rig{t: t, broker: b, got: map[string]int{}, vias: map[string]int{}, answer: delivered}
 	var err error
@@ -350,15 +354,18 @@ func TestCrash(t *testing.T) {
 			for _, stopped := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s/%s/stopped=%v", tt.kind, step, stopped), func(t *testing.T) {
 					t.Parallel()
-					crash(t, tt.kind, step, stopped, tt.want)
+					crash(t, newRig(t), tt.kind, step, stopped, tt.want)
 				})
 			}
 		}
+		t.Run(string(tt.kind)+"/external", func(t *testing.T) {
+			t.Parallel()
+			crash(t, newRigOn(t, brokertest.NewServer(t).Connect()), tt.kind, "recorded", false, tt.want)
+		})
 	}
 }
 
-func crash(t *testing.T, kind deadletters.Kind, step string, stopped bool, want map[string]int) {
-	g := newRig(t)
+func crash(t *testing.T, g *rig, kind deadletters.Kind, step string, stopped bool, want map[string]int) {
 	var ids []string
 	if kind == deadletters.Replay {
 		ids = g.publish(0, 60)
@@ -484,6 +491,23 @@ func TestStopAndResume(t *testing.T) {
 		if _, err := order(t.Context(), "99"); !errors.Is(err, deadletters.ErrNoJob) {
 			t.Errorf("order to no job: %v", err)
 		}
+	}
+}
+
+// TestRate holds a job to its rate.
+func TestRate(t *testing.T) {
+	g := newRig(t)
+	g.bury(60)
+	s := g.open()
+	began := time.Now()
+	j, err := s.Redrive(t.Context(), name, deadletters.Selection{All: true}, 40)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.await(s, j.ID)
+	// A quarter of a second's worth goes at once.
+	if took, least := time.Since(began), 50*time.Second/40; took < least {
+		t.Errorf("60 at 40/s took %s, want at least %s", took, least)
 	}
 }
 

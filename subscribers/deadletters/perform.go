@@ -105,8 +105,13 @@ func (r *run) perform(ctx context.Context, items []item) error {
 	return nil
 }
 
+// sendTimeout is how long a portion may take to be stored.
+const sendTimeout = 10 * time.Second
+
 // send stores the copies that are delivered, all with one sync of the disk.
 func (r *run) send(ctx context.Context, items []item) error {
+	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	defer cancel()
 	err := r.s.Broker.Change(ctx, func() error {
 		var stored []jetstream.PubAckFuture
 		for _, it := range items {
@@ -198,8 +203,13 @@ func (r *run) record(ctx context.Context, items []item) error {
 			records = append(records, it.record)
 		}
 	}
-	if err := r.s.Recorder.Write(ctx, records...); err != nil {
+	// The recorder goes on trying whatever becomes of the lease, so the portion
+	// must not be done once more before it is known what became of the records.
+	if err := r.s.Recorder.Write(r.s.hard, records...); err != nil {
 		return fmt.Errorf("record %d: %w", len(records), err)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
 	}
 	return r.s.died(&r.job, "recorded")
 }

@@ -48,10 +48,13 @@ func (s *Store) watch() {
 	defer s.watcher.Stop()
 	for {
 		var u jetstream.KeyValueEntry
+		ok := false
 		select {
 		case <-s.ctx.Done():
-			return
-		case u = <-s.watcher.Updates():
+		case u, ok = <-s.watcher.Updates():
+		}
+		if !ok {
+			return // stopped
 		}
 		if u == nil { // the end of what there was
 			continue
@@ -340,12 +343,14 @@ func (r *run) ordered() {
 
 // How long is waited for room on the lane: at first hardly, because a subscriber
 // may be quick, and ever longer while nothing changes; then how long for what
-// takes people or a subscriber's recovery; and after what time people are told.
+// people must do; how long after a portion smaller than minWindow, because each
+// costs some syncs of the disk; and after what time people are told.
 const (
-	minPoll   = 2 * time.Millisecond
-	maxPoll   = 250 * time.Millisecond
-	slowPoll  = time.Second
-	tellAfter = 2 * time.Second
+	minPoll    = 2 * time.Millisecond
+	maxPoll    = 250 * time.Millisecond
+	slowPoll   = time.Second
+	smallPause = 20 * time.Millisecond
+	tellAfter  = 2 * time.Second
 )
 
 // portionMost and portionBytes bound what is begun at once.
@@ -376,11 +381,12 @@ func (r *run) loop(ctx context.Context) error {
 			return err
 		}
 		if n == 0 {
-			if why.slow {
-				poll = slowPoll
-			}
 			if err := r.tell(ctx, why.text); err != nil {
 				return err
+			}
+			if why.wait > 0 {
+				_ = sleep(r.s.ctx, min(why.wait, slowPoll)) // the loop asks
+				continue
 			}
 			_ = sleep(r.s.ctx, poll) // the loop asks
 			poll = min(2*poll, maxPoll)
@@ -395,6 +401,9 @@ func (r *run) loop(ctx context.Context) error {
 				return err
 			}
 			poll = minPoll
+			if more && len(items) < minWindow {
+				_ = sleep(r.s.ctx, smallPause) // the loop asks
+			}
 		}
 		if !more {
 			return r.end(ctx, Done, r.job.Error)
@@ -414,7 +423,7 @@ func (r *run) tell(ctx context.Context, why string) error {
 // why says why there is no room.
 type why struct {
 	text string
-	slow bool // it will take a while
+	wait time.Duration // until it is worth another look; 0: nobody knows
 }
 
 // The window is how many messages may be on a subscriber's lane. It is at least
@@ -453,7 +462,7 @@ func (r *run) room(ctx context.Context) (n int, _ why, err error) {
 		return portionMost, why{}, nil
 	}
 	if err := r.s.Broker.Room(); err != nil {
-		return 0, why{err.Error(), true}, nil
+		return 0, why{err.Error(), slowPoll}, nil
 	}
 	e, name := r.span.entry, r.job.Subscriber
 	slots := e.Definition.Limits.Concurrency
@@ -461,9 +470,9 @@ func (r *run) room(ctx context.Context) (n int, _ why, err error) {
 	breaker, ok := r.s.Fleet.Breaker(name)
 	switch {
 	case e.Orphaned:
-		return 0, why{"the subscriber is parked: declare it again", true}, nil
+		return 0, why{"the subscriber is parked: declare it again", slowPoll}, nil
 	case e.Paused:
-		return 0, why{"the subscriber is paused: gridfan subscribers resume " + name, true}, nil
+		return 0, why{"the subscriber is paused: gridfan subscribers resume " + name, slowPoll}, nil
 	case ok && breaker.State != "closed":
 		// One is enough to find out whether it is back. There may be nothing
 		// else to try with.
@@ -488,13 +497,16 @@ func (r *run) room(ctx context.Context) (n int, _ why, err error) {
 		window, r.window = narrow, 0
 	}
 	if n = window - onLane; n < (window+1)/2 {
-		return 0, why{fmt.Sprintf("%s (%d on the lane)", text, onLane), false}, nil
+		return 0, why{fmt.Sprintf("%s (%d on the lane)", text, onLane), 0}, nil
 	}
 	r.before = onLane
 	n = min(n, portionMost)
 	if r.limit != nil {
-		if n = min(n, int(r.limit.Tokens())); n < 1 {
-			return 0, why{"its rate is " + r.job.Rate.String(), false}, nil
+		// Each portion costs some syncs of the disk, so not for every single one.
+		n = min(n, r.limit.Burst())
+		if missing := float64(n) - r.limit.Tokens(); missing > 0 {
+			wait := time.Duration(missing / float64(r.limit.Limit()) * float64(time.Second))
+			return 0, why{"its rate is " + r.job.Rate.String(), max(minPoll, wait)}, nil
 		}
 	}
 	return n, why{}, nil
@@ -634,9 +646,11 @@ func (r *run) end(ctx context.Context, state State, message string) error {
 	if err := r.save(ctx); err != nil {
 		return err
 	}
-	r.s.Broker.Report("job."+string(state), r.job.Subscriber, map[string]any{
-		"job": r.job.ID, "kind": r.job.Kind, "done": r.job.Done, "looked": r.job.Looked, "error": message,
-	})
+	attrs := map[string]any{"job": r.job.ID, "kind": r.job.Kind, "done": r.job.Done, "looked": r.job.Looked}
+	if message != "" {
+		attrs["error"] = message
+	}
+	r.s.Broker.Report("job."+string(state), r.job.Subscriber, attrs)
 	return nil
 }
 

@@ -372,8 +372,7 @@ func (w *worker) shares() {
 	w.dead = &share{
 		limit: b.DeadLetterShare(), count: counter(w.js, broker.StreamDeadLetters, broker.DeadLetterAll(name)),
 		every: countDeadEvery, after: countDeadAfter, log: w.log,
-		changed: report("deadletters", fmt.Sprintf("its further dead letters wait and slow it down: purge those that are done with (nats stream purge %s --subject '%s'), or raise storage.maxBytes",
-			broker.StreamDeadLetters, broker.DeadLetterAll(name))),
+		changed: report("deadletters", fmt.Sprintf("its further dead letters wait and slow it down: gridfan deadletters redrive %s once the cause is mended, gridfan deadletters drop %s for those that are done with, or raise storage.maxBytes", name, name)),
 	}
 	w.retries = &share{
 		limit: b.RetryShare(), count: counter(w.js, broker.StreamRetry, broker.RetryAll(name)...),

@@ -21,22 +21,24 @@ import (
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
+	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 )
 
 // Parts are what the API speaks for.
 type Parts struct {
-	Version    string
-	Started    time.Time
-	Broker     *broker.Broker
-	Ingress    *ingress.Ingress
-	Publisher  *publish.Publisher
-	Quarantine *quarantine.Store
-	Registry   *registry.Registry
-	Fleet      *registry.Fleet
-	Gatherer   prometheus.Gatherer
-	Log        *slog.Logger
+	Version     string
+	Started     time.Time
+	Broker      *broker.Broker
+	Ingress     *ingress.Ingress
+	Publisher   *publish.Publisher
+	Quarantine  *quarantine.Store
+	Registry    *registry.Registry
+	Fleet       *registry.Fleet
+	DeadLetters *deadletters.Store
+	Gatherer    prometheus.Gatherer
+	Log         *slog.Logger
 	// Stopping ends when the listener stops, so that answers that go on end.
 	Stopping context.Context
 }
@@ -58,6 +60,7 @@ func NewHandler(p Parts, token secret.String) http.Handler {
 	s.quarantineRoutes(api)
 	listenRoutes(api, p)
 	s.trialRoutes(api)
+	s.deadLetterRoutes(api)
 	schemaRoutes(api)
 	api.Handle("GET /metrics", promhttp.HandlerFor(p.Gatherer, promhttp.HandlerOpts{}))
 	api.Handle("/", handle(func(http.ResponseWriter, *http.Request) (any, error) {
@@ -380,11 +383,17 @@ func asProblem(err error) *Problem {
 		{registry.ErrStart, http.StatusBadRequest, "bad-definition", "nothing was added"},
 		{registry.ErrDrainDeclared, http.StatusConflict, "drain-declared", "take drain: true out of the definition"},
 		{registry.ErrEpochs, http.StatusConflict, "too-many-changes", "let it have its events first: resume it, or see why it does not take them"},
+		{deadletters.ErrNotFound, http.StatusNotFound, "no-such-dead-letter", "see gridfan deadletters list"},
+		{deadletters.ErrNoJob, http.StatusNotFound, "no-such-job", "see gridfan jobs list"},
+		{deadletters.ErrEnded, http.StatusConflict, "job-ended", "see gridfan jobs list"},
 		{registry.ErrBacklog, http.StatusConflict, "backlog", "let them be delivered, or say that they may go: --discard (API: ?discard=true)"},
 	} {
 		if errors.Is(err, known.err) {
 			return problem(known.status, known.code, fmt.Sprintf("%v; %s", err, known.fix))
 		}
+	}
+	if errors.Is(err, deadletters.ErrBadSelection) || errors.Is(err, deadletters.ErrNoFilters) {
+		return problem(http.StatusBadRequest, "bad-selection", err.Error())
 	}
 	return problem(http.StatusServiceUnavailable, "unavailable", err.Error())
 }

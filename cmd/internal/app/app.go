@@ -22,6 +22,7 @@ import (
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
+	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/retention"
@@ -164,6 +165,13 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	a.onStop("subscribers", func(context.Context) error { fleet.Stop(a.opts.Grace); return nil })
+	dead, err := deadletters.Open(ctx, deadletters.Parts{
+		Broker: a.broker, Recorder: recorder, Registry: subscribers, Fleet: fleet, Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	a.onStop("jobs", func(context.Context) error { dead.Close(); return nil })
 	metrics.MustRegister(broker.NewMetrics(a.broker, a.log))
 	room := retention.Start(cfg.Retention, a.broker, subscribers, fleet, retention.NewMetrics(metrics), a.log)
 	a.onStop("retention", func(context.Context) error { room.Stop(); return nil })
@@ -201,7 +209,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	api := &http.Server{
 		Handler: admin.NewHandler(admin.Parts{
 			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Publisher: publisher, Quarantine: held,
-			Registry: subscribers, Fleet: fleet, Gatherer: metrics, Log: a.log, Stopping: stopping,
+			Registry: subscribers, Fleet: fleet, DeadLetters: dead, Gatherer: metrics, Log: a.log, Stopping: stopping,
 		}, cfg.Listen.AdminToken),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,

@@ -135,7 +135,8 @@ func answers(t testing.TB, addr string) time.Time {
 }
 
 // receiversChild serves subscribers in a process of their own. POST /ok takes an
-// event whose id begins with the time it was sent, POST /hang never answers,
+// event whose id begins with the time it was sent, POST /take takes one and does
+// not count it, POST /hang never answers,
 // and GET /await answers with figures when n events have come since it last did.
 func receiversChild() int {
 	var mu sync.Mutex // guards took
@@ -160,6 +161,10 @@ func receiversChild() int {
 	})
 	mux.HandleFunc("POST /trouble/{kind}/{name}", trouble.serve)
 	mux.HandleFunc("POST /troubles", trouble.change)
+	mux.HandleFunc("POST /take", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.WriteHeader(http.StatusNoContent)
+	})
 	mux.HandleFunc("POST /hang", func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		wait(r, patience)

@@ -76,7 +76,7 @@ func Main(ctx context.Context, args []string, env Env) int {
 		n := len(bad)
 		fmt.Fprintf(env.Err, "gridfan: %d %s in the configuration; docs/configuration.md has every key\n", n, map[bool]string{true: "mistake", false: "mistakes"}[n == 1])
 		return exitUsage
-	case errors.As(err, &p) && p.Code == "bad-definition":
+	case errors.As(err, &p) && (p.Code == "bad-definition" || p.Code == "bad-selection"):
 		fmt.Fprintf(env.Err, "gridfan: %v\n", err)
 		return exitUsage
 	case errors.As(err, &f):
@@ -109,6 +109,7 @@ Run it:              gridfan serve -c gridfan.yaml`,
 		newServe(env), newDev(env),
 		newSubscribe(env), newSubscribers(env),
 		newStatus(env), newTrigger(env), newListen(env), newQuarantine(env), newConfig(env),
+		newDeadLetters(env), newReplay(env), newJobs(env),
 	)
 	return root
 }

@@ -438,7 +438,7 @@ func nextStep(s admin.Subscriber) string {
 	case s.Breaker != nil && !s.Breaker.Flowing():
 		return "Its endpoint does not take events; they wait and go out by themselves once it does.\nNothing is needed here: look at the endpoint."
 	case s.Backlog.DeadLetters > 0:
-		return fmt.Sprintf("Look at its dead letters:  nats stream get DEADLETTERS --last-for 'gridfan.deadletters.%s.*'", name)
+		return "Look at its dead letters:  gridfan deadletters list " + name
 	}
 	return ""
 }
