@@ -494,6 +494,56 @@ func TestStopAndResume(t *testing.T) {
 	}
 }
 
+// TestFreshFirst leaves the slots to fresh events while there are some: of eight
+// slots a job takes one.
+func TestFreshFirst(t *testing.T) {
+	g := newRig(t)
+	ids := g.bury(40)
+	hang := make(chan struct{})
+	g.hangs(hang)
+	ids = append(ids, g.publish(40, 100)...)
+	s := g.open()
+	j := g.redrive(s, deadletters.Selection{All: true})
+	var now deadletters.Job
+	g.waitFor("a word", func() bool {
+		var err error
+		if now, err = s.Job(t.Context(), j.ID); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(now.Waiting, "fresh events go first")
+	})
+	if now.Done != 1 {
+		t.Errorf("%d are on the lane, want 1", now.Done)
+	}
+	close(hang)
+	if now = g.await(s, j.ID); now.State != deadletters.Done || now.Done != 40 {
+		t.Errorf("%+v", now)
+	}
+	g.waitFor("everything", func() bool { return len(g.received()) == len(ids) })
+}
+
+// TestForgotten keeps the list of jobs short.
+func TestForgotten(t *testing.T) {
+	g := newRig(t)
+	g.bury(1)
+	kv, err := g.js.KeyValue(t.Context(), broker.BucketJobs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 1; i <= 105; i++ {
+		state := map[bool]string{true: "stopped", false: "done"}[i == 105]
+		if _, err := kv.PutString(t.Context(), fmt.Sprint(i), fmt.Sprintf(`{"id":"%d","kind":"drop","subscriber":"shop","state":%q}`, i, state)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := g.open()
+	j := g.redrive(s, deadletters.Selection{All: true})
+	jobs, err := s.Jobs(t.Context())
+	if err != nil || j.ID != "106" || len(jobs) != 101 || jobs[0].ID != "106" || jobs[100].ID != "6" {
+		t.Errorf("job %s, %d jobs, %v", j.ID, len(jobs), err)
+	}
+}
+
 // TestRate holds a job to its rate.
 func TestRate(t *testing.T) {
 	g := newRig(t)
