@@ -85,7 +85,7 @@ func BenchmarkSubscribers(b *testing.B) {
 						c.kill()
 						continue
 					}
-					f := r.await(load.events * load.each)
+					f := awaitAll(r, load.events*load.each)
 					b.ReportMetric(float64(f.N)/time.Since(began).Seconds(), "delivered/s")
 					b.ReportMetric((spent(b, pid)-before).Seconds()*1e6/float64(f.N), "cpu-ms/1000-deliveries")
 					b.ReportMetric(f.P99.Seconds()*1000, "p99-ms")
@@ -95,6 +95,18 @@ func BenchmarkSubscribers(b *testing.B) {
 			})
 		}
 	}
+}
+
+// awaitAll is await for a load that may take longer than one request should. The
+// percentiles are those of its slowest part.
+func awaitAll(r *receivers, n int) (sum figures) {
+	r.b.Helper()
+	for sum.N < n {
+		f := r.await(min(1000, n-sum.N))
+		sum.N += f.N
+		sum.P50, sum.P99 = max(sum.P50, f.P50), max(sum.P99, f.P99)
+	}
+	return sum
 }
 
 // postAll posts n CloudEvents in batches over four connections.
