@@ -23,7 +23,7 @@ import (
 // deliveries taken off, a redrive must leave live traffic as it was. Then the
 // rest goes as fast as it can.
 func BenchmarkRedrive(b *testing.B) {
-	const letters, healthy, rounds, events = 100_000, 8, 8, 40
+	const letters, healthy, rounds, events = 100_000, 8, 12, 40
 	for b.Loop() {
 		r := startReceivers(b)
 		var parts strings.Builder
