@@ -40,7 +40,6 @@ var (
 	ErrNotFound     = errors.New("no such dead letter")
 	ErrNoJob        = errors.New("no such job")
 	ErrEnded        = errors.New("the job has ended")
-	ErrNoFilters    = errors.New("filters are not available in this version")
 	ErrBadSelection = errors.New("bad selection")
 )
 
@@ -55,8 +54,7 @@ type Parts struct {
 	Registry *registry.Registry
 	// Fleet tells how breakers stand in this process.
 	Fleet *registry.Fleet
-	// Compile makes a filter of an expression. Without it a selection with a
-	// filter is refused.
+	// Compile makes a filter of an expression.
 	Compile func(expression string) (func(*event.Event) (bool, error), error)
 	Log     *slog.Logger
 }
@@ -255,9 +253,6 @@ func (sel *Selection) subject(subscriber string) string {
 func (s *Store) filter(expression string) (func(*event.Event) (bool, error), error) {
 	if expression == "" {
 		return nil, nil
-	}
-	if s.Compile == nil {
-		return nil, ErrNoFilters
 	}
 	f, err := s.Compile(expression)
 	if err != nil {

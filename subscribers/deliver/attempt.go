@@ -60,7 +60,7 @@ func (w *worker) prepare(d *delivery) bool {
 		w.skip(d)
 		return false
 	}
-	if age := w.age(e); w.tooOld(age) {
+	if age := w.age(d); w.tooOld(age) {
 		w.deadLetter(d, causeExpired, Attempt{Reason: tooOldFor(age, w.sub.Config.Retry.MaxAge)}, 0)
 		return false
 	}
@@ -298,9 +298,14 @@ var clock = time.Now()
 // steady is the time by a clock that nobody moves while the process runs.
 func steady() time.Time { return clock.Add(time.Since(clock)) }
 
-// age is how long ago an event was accepted; 0 if it does not say.
-func (w *worker) age(e *event.Event) time.Duration {
-	t, err := event.ParseTime(e.Get(event.ExtRecordedTime))
+// age is how long ago an event was accepted, or sent out anew; 0 if it does not
+// say.
+func (w *worker) age(d *delivery) time.Duration {
+	text := d.header().Get(HeaderAnew)
+	if text == "" {
+		text = d.event.Get(event.ExtRecordedTime)
+	}
+	t, err := event.ParseTime(text)
 	if err != nil {
 		return 0
 	}

@@ -30,6 +30,7 @@ const (
 	HeaderHop            = "Gridfan-Hop"      // trips over the retry lane
 	HeaderRounds         = "Gridfan-Rounds"   // waits of the schedule used up
 	HeaderAttempts       = "Gridfan-Attempts" // attempts made in all
+	HeaderAnew           = "Gridfan-Anew"     // when it was sent out anew: from then on it ages
 	HeaderCause          = "Gridfan-Cause"
 	HeaderStatus         = "Gridfan-Status" // of the last attempt
 	HeaderReason         = "Gridfan-Reason" // of the last attempt, percent-encoded
@@ -140,7 +141,7 @@ func (w *worker) failed(d *delivery, a Attempt, took time.Duration, free bool) (
 		free = time.Now().Before(d.due)
 	}
 	p := cfg.Retry.next(a, d.origin.rounds, free, cfg.Breaker.MaxOpenFor.Std())
-	if age := w.age(d.event); p.cause == "" && w.tooOld(age+p.wait) {
+	if age := w.age(d); p.cause == "" && w.tooOld(age+p.wait) {
 		p.cause = causeExpired
 		a.Reason += "; " + tooOldFor(age, cfg.Retry.MaxAge)
 	}

@@ -107,6 +107,12 @@ func (f *Fleet) Breaker(name string) (s deliver.BreakerStatus, ok bool) {
 	return s, ok
 }
 
+// RetryNow lets a subscriber be tried at once that waits for its next probe; see
+// deliver.Worker.RetryNow. false means that it has no worker here.
+func (f *Fleet) RetryNow(name string) bool {
+	return f.with(name, func(_ *keeper, w *deliver.Worker) { w.RetryNow() })
+}
+
 // Expire makes a subscriber's worker give up the oldest of its backlog; see
 // deliver.Worker.Expire. false means that it has no worker here.
 func (f *Fleet) Expire(name string, through uint64) bool {

@@ -62,6 +62,12 @@ func (c *Client) Drain(ctx context.Context, name string) (*Subscriber, error) {
 	return &s, c.call(ctx, http.MethodPost, path(name)+"/drain", nil, &s)
 }
 
+// Probe lets one whose breaker is open be tried at once.
+func (c *Client) Probe(ctx context.Context, name string) (*Subscriber, error) {
+	var s Subscriber
+	return &s, c.call(ctx, http.MethodPost, path(name)+"/probe", nil, &s)
+}
+
 // Delete deletes one; discard says that its backlog may go too.
 func (c *Client) Delete(ctx context.Context, name string, discard bool) (*Deleted, error) {
 	var d Deleted

@@ -20,6 +20,7 @@ import (
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/filter"
 	"github.com/gridfan/gridfan/subscribers/registry"
 )
 
@@ -127,8 +128,12 @@ var (
 )
 
 // newFilter compiles a listener's filter expression.
-func newFilter(string) (func(*event.Event) (bool, error), error) {
-	return nil, problem(http.StatusBadRequest, "not-available", "filter: this gridfan cannot filter yet; choose events by subject")
+func newFilter(expression string) (func(*event.Event) (bool, error), error) {
+	f, err := filter.Compile(expression)
+	if err != nil {
+		return nil, problem(http.StatusBadRequest, "bad-parameter", "filter: "+err.Error())
+	}
+	return f.Match, nil
 }
 
 // listening serves listeners.

@@ -266,7 +266,7 @@ func TestListenRefuses(t *testing.T) {
 		{"too many patterns", "?subject=events.a" + strings.Repeat("&subject=events.a", maxPatterns), "", 400, "bad-parameter"},
 		{"no beginning", "?from=yesterday", "", 400, "bad-parameter"},
 		{"what is to come", "?from=3", "", 400, "bad-parameter"},
-		{"filters, for now", "?filter=true", "", 400, "not-available"},
+		{"no filter", "?filter=event.type+%3D%3D", "", 400, "bad-parameter"},
 		{"pages from elsewhere", "", "cross-site", 403, "wrong-site"},
 		{"an event that is not there", "/2", "", 404, "no-such-event"},
 		{"what is no number", "/x", "", 400, "bad-parameter"},

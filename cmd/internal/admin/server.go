@@ -56,6 +56,7 @@ func NewHandler(p Parts, token secret.String) http.Handler {
 	api.Handle("GET /api/v1/subscribers/{name}/shed", handle(s.shed))
 	api.Handle("POST /api/v1/subscribers/{name}/pause", handle(s.pause))
 	api.Handle("POST /api/v1/subscribers/{name}/drain", handle(s.drain))
+	api.Handle("POST /api/v1/subscribers/{name}/probe", handle(s.probe))
 	api.Handle("POST /api/v1/subscribers/{name}/resume", handle(s.resume))
 	s.quarantineRoutes(api)
 	listenRoutes(api, p)
@@ -333,6 +334,17 @@ func (s *server) resume(w http.ResponseWriter, r *http.Request) (any, error) {
 	return s.one(w, r, e)
 }
 
+func (s *server) probe(w http.ResponseWriter, r *http.Request) (any, error) {
+	e, err := s.Registry.Get(r.Context(), r.PathValue("name"))
+	if err != nil {
+		return nil, err
+	}
+	if !s.Fleet.RetryNow(e.Definition.Name) {
+		return nil, problem(http.StatusConflict, "not-served", "this replica does not serve it: it is paused, parked, or another replica does")
+	}
+	return s.one(w, r, e)
+}
+
 // handle writes what h returns as JSON, and its error as a problem.
 func handle(h func(http.ResponseWriter, *http.Request) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -392,7 +404,7 @@ func asProblem(err error) *Problem {
 			return problem(known.status, known.code, fmt.Sprintf("%v; %s", err, known.fix))
 		}
 	}
-	if errors.Is(err, deadletters.ErrBadSelection) || errors.Is(err, deadletters.ErrNoFilters) {
+	if errors.Is(err, deadletters.ErrBadSelection) {
 		return problem(http.StatusBadRequest, "bad-selection", err.Error())
 	}
 	return problem(http.StatusServiceUnavailable, "unavailable", err.Error())

@@ -22,8 +22,10 @@ import (
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
+	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/filter"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/retention"
 	"github.com/gridfan/gridfan/subscribers/webhook"
@@ -166,7 +168,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	}
 	a.onStop("subscribers", func(context.Context) error { fleet.Stop(a.opts.Grace); return nil })
 	dead, err := deadletters.Open(ctx, deadletters.Parts{
-		Broker: a.broker, Recorder: recorder, Registry: subscribers, Fleet: fleet, Log: a.log,
+		Broker: a.broker, Recorder: recorder, Registry: subscribers, Fleet: fleet, Compile: compile, Log: a.log,
 	})
 	if err != nil {
 		return err
@@ -274,6 +276,15 @@ func (a *App) health(ctx context.Context) error {
 // newSender makes the way out that a definition asks for.
 func (a *App) newSender(d registry.Definition) (deliver.Sender, error) {
 	return webhook.New(*d.Deliver.Webhook, webhook.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version})
+}
+
+// compile makes a filter of what an operator wrote.
+func compile(expression string) (func(*event.Event) (bool, error), error) {
+	f, err := filter.Compile(expression)
+	if err != nil {
+		return nil, err
+	}
+	return f.Match, nil
 }
 
 // serve answers on l. It returns what stops it, which it also pushes.

@@ -458,11 +458,12 @@ func (l *listener) show(h *heard, a *deliver.Attempt, took time.Duration, again 
 	if again {
 		reason = strings.TrimSpace("again  " + reason)
 	}
+	result = oneLine(result)
 	if reason != "" {
 		result = fmt.Sprintf("%-12s  ", result)
 	}
 	text := fmt.Sprintf("%s  %6d  %-*s  %-12s  %s%s\n", time.Now().Format(time.TimeOnly), h.Sequence,
-		wide, oneLine(h.Subject), cut(oneLine(id), 12), l.paint(paint, oneLine(result)), oneLine(reason))
+		wide, oneLine(h.Subject), cut(oneLine(id), 12), l.paint(paint, result), oneLine(reason))
 	if l.flags.bodies && !again {
 		text += h.body()
 	}

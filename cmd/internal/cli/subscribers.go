@@ -78,7 +78,7 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 
 func newSubscribers(env Env) *cobra.Command {
 	return group(&cobra.Command{Use: "subscribers", Short: "List, show, change, test, pause, drain and delete subscribers", Aliases: []string{"subscriber"}},
-		newList(env), newShow(env), newUpdate(env), newTest(env), newPause(env, true), newDrain(env), newPause(env, false), newShed(env), newDelete(env))
+		newList(env), newShow(env), newUpdate(env), newTest(env), newPause(env, true), newDrain(env), newPause(env, false), newProbe(env), newShed(env), newDelete(env))
 }
 
 func newList(env Env) *cobra.Command {
@@ -158,6 +158,35 @@ func newPause(env Env, paused bool) *cobra.Command {
 		}
 		if paused {
 			text = fmt.Sprintf("%s is paused; its events wait. Go on:  gridfan subscribers resume %s\n", args[0], args[0])
+		}
+		_, err = io.WriteString(env.Out, text)
+		return failed(err)
+	}
+	return c
+}
+
+func newProbe(env Env) *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "probe NAME", Short: "Try a subscriber at once whose breaker is open",
+		Long: `probe does not wait for the next probe of a subscriber that is down or refuses
+everything: one event is sent now. If it is taken, the others follow by themselves.`,
+		Example: "  gridfan subscribers probe warehouse",
+		Args:    exactly("NAME"),
+	}
+	client := adminFlags(c, env)
+	c.Flags().BoolVar(&asJSON, "json", false, "print the subscriber as JSON")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		s, err := client().Probe(cmd.Context(), args[0])
+		if err != nil {
+			return failed(err)
+		}
+		if asJSON {
+			return printJSON(env.Out, s)
+		}
+		text := args[0] + " takes events as it is; there is nothing to probe\n"
+		if s.Breaker != nil && !s.Breaker.Flowing() {
+			text = fmt.Sprintf("%s is tried with its next event. See how it went:  gridfan subscribers show %s\n", args[0], args[0])
 		}
 		_, err = io.WriteString(env.Out, text)
 		return failed(err)
