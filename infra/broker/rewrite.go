@@ -50,12 +50,12 @@ func rewriteFile(path string, info fs.FileInfo) error {
 		return err
 	}
 	defer from.Close()
-	return replaceFile(path, from, info.Mode().Perm())
+	return ReplaceFile(path, from, info.Mode().Perm())
 }
 
-// replaceFile puts new content in the place of a file. The content is on disk
+// ReplaceFile puts new content in the place of a file. The content is on disk
 // before its name is, and both are when it returns.
-func replaceFile(path string, content io.Reader, perm fs.FileMode) error {
+func ReplaceFile(path string, content io.Reader, perm fs.FileMode) error {
 	to, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, perm)
 	if err != nil {
 		return err

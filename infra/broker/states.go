@@ -127,7 +127,7 @@ func (s *states) keep() error {
 	if err != nil {
 		return err
 	}
-	if err := replaceFile(filepath.Join(s.dir, statesName), bytes.NewReader(b), 0o600); err != nil {
+	if err := ReplaceFile(filepath.Join(s.dir, statesName), bytes.NewReader(b), 0o600); err != nil {
 		return err
 	}
 	s.known = now
@@ -178,7 +178,7 @@ func (s *states) restore(log *slog.Logger) error {
 		switch {
 		case ok:
 			log.Warn("a file of the store was spoilt, as by a power cut; a copy takes its place", "file", name)
-			err = replaceFile(name, bytes.NewReader(copied), 0o600)
+			err = ReplaceFile(name, bytes.NewReader(copied), 0o600)
 		case filepath.Base(name) == "o.dat":
 			log.Error("the state of a consumer was spoilt, and there is no copy; its subscriber gets its events from its first one on", "file", name)
 			err = os.Remove(name)

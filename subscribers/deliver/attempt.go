@@ -88,7 +88,7 @@ func (w *worker) prepare(d *delivery) bool {
 // died before its ack arrived. Without a second look the books would have it
 // twice.
 func (w *worker) settledElsewhere(d *delivery) bool {
-	if !d.again() || d.broken != nil || w.parts.Broker.Embedded() {
+	if !d.repeat || d.broken != nil || w.parts.Broker.Embedded() {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(w.stopped, 5*time.Second)

@@ -29,6 +29,8 @@ type delivery struct {
 	// the last.
 	attempts int
 	tries    []Try
+	taken    time.Time
+	repeat   bool      // it may have been here before
 	due      time.Time // in strict order, when the next attempt is not free
 	// probed is set when it was fetched to find out whether the subscriber is
 	// back: it gives the right to probe to the next one.
@@ -62,6 +64,9 @@ type lane struct {
 	held   map[uint64]*delivery // by sequence in the lane's stream
 	queued int
 	ended  bool // nothing more is dispatched
+	// early counts down the messages that a cursor made anew may hand out once
+	// more: it does not know.
+	early int
 	// next is the number of the broker's next delivery; missing are those before
 	// it that have not arrived. Only a lane of a gate counts.
 	next    uint64
@@ -94,6 +99,13 @@ func (l *lane) counts() bool { return l.w.gate != nil && l.stream == broker.Stre
 // stream is its own affair.
 func (l *lane) declare(ctx context.Context) (made bool, err error) {
 	cfg := l.consumer
+	fresh := true
+	if l.w.parts.Positions != nil {
+		cfg.MemoryStorage = true
+		if fresh, err = l.begin(ctx, &cfg); err != nil {
+			return false, err
+		}
+	}
 	c, err := l.w.js.Consumer(ctx, l.stream, cfg.Durable)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		c, err = l.w.js.CreateConsumer(ctx, l.stream, cfg)
@@ -110,14 +122,55 @@ func (l *lane) declare(ctx context.Context) (made bool, err error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if made {
+	switch {
+	case made && fresh:
 		// What was settled before was settled for another cursor, perhaps even
 		// on another stream, whose sequences say nothing of this one's.
 		l.fresh = true
 		l.w.settled.clear()
+	case made:
+		l.early = cfg.MaxAckPending
 	}
 	l.reader = consumerReader{c, l.w.link}
 	return made, nil
+}
+
+// begin finds out where a cursor is to begin that is kept in memory. fresh says
+// that what is known is of another stream.
+func (l *lane) begin(ctx context.Context, cfg *jetstream.ConsumerConfig) (fresh bool, err error) {
+	s, err := l.w.js.Stream(ctx, l.stream)
+	if err != nil {
+		return false, err
+	}
+	// An earlier version had it in a file: it goes on from there.
+	inFile := false
+	c, err := s.Consumer(ctx, cfg.Durable)
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+	case err != nil:
+		return false, err
+	case c.CachedInfo().Config.MemoryStorage:
+		return false, nil
+	default:
+		inFile = true
+	}
+	if l.stream == broker.StreamEvents {
+		stream, p := s.CachedInfo().Created, l.w.parts.Positions
+		var from uint64
+		from, fresh = p.begin(&l.w.sub, stream)
+		if inFile {
+			from, fresh = max(from, c.CachedInfo().AckFloor.Stream+1), false
+		}
+		cfg.OptStartSeq = max(cfg.OptStartSeq, from)
+		if err := p.set(&l.w.sub, stream, cfg.OptStartSeq-1); err != nil {
+			return false, err
+		}
+	}
+	if inFile {
+		l.w.log.Info("the cursor is kept in memory from now on", "stream", l.stream)
+		return fresh, s.DeleteConsumer(ctx, cfg.Durable)
+	}
+	return fresh, nil
 }
 
 func (l *lane) reading() reader {
@@ -140,7 +193,7 @@ func (l *lane) heal(err error) {
 	case err != nil:
 		l.w.log.Warn("cursor not made again", "error", err)
 	case made:
-		l.w.log.Error("the cursor was deleted by somebody else; the subscriber gets its events from its first one on", "stream", l.stream)
+		l.w.log.Error("the cursor was deleted by somebody else; the subscriber gets its events again from where it was last known to be", "stream", l.stream)
 	}
 }
 
@@ -394,12 +447,16 @@ func (l *lane) take(m message, probed func()) *delivery {
 	o, broken := l.origin(m)
 	d := &delivery{
 		message: m, handle: m, lane: l, origin: o, broken: broken, epoch: l.w.parts.Broker.Epoch(), probed: probed, lastHold: time.Now(),
-		attempts: o.attempts,
+		attempts: o.attempts, taken: time.Now(), repeat: m.again(),
 	}
 	if l.w.gate != nil && broken == nil && m.subject() != broker.RetryDue(l.w.sub.Name) {
 		d.line = lineOf(l.w.sub.Config.Ordering, m.header())
 	}
 	l.mu.Lock()
+	if l.early > 0 {
+		l.early--
+		d.repeat = true
+	}
 	gap, whole := l.arrivedAs(m.serial())
 	if gap {
 		l.w.gate.close()
@@ -576,6 +633,9 @@ func (l *lane) due(now time.Time) (due []message, held int) {
 
 // settled acks a delivery after all that depends on it is stored.
 func (l *lane) settled(d *delivery) {
+	if p := l.w.parts.Positions; p != nil && l.stream == broker.StreamEvents {
+		p.changed.Store(true)
+	}
 	m := l.letGo(d)
 	if err := m.ack(); err != nil {
 		l.w.log.Warn("ack", "error", err)

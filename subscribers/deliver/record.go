@@ -191,8 +191,17 @@ func NewRecorder(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Reco
 
 // refresh reads the records of the last recallWindow that were not read yet.
 func (rec *Recorder) refresh(ctx context.Context) error {
+	return rec.recallFrom(ctx, time.Time{})
+}
+
+// recallFrom is refresh from an earlier time on, if it is not zero.
+func (rec *Recorder) recallFrom(ctx context.Context, since time.Time) error {
 	rec.recalling.Lock()
 	defer rec.recalling.Unlock()
+	if !since.IsZero() {
+		clear(rec.settled)
+		rec.last, rec.refreshed = 0, time.Time{}
+	}
 	if time.Since(rec.refreshed) < refreshEvery {
 		return nil
 	}
@@ -212,6 +221,9 @@ func (rec *Recorder) refresh(ctx context.Context) error {
 		rec.last = 0
 	}
 	from := state.LastTime.Add(-recallWindow)
+	if !since.IsZero() && since.Before(from) {
+		from = since
+	}
 	c, err := rec.js.OrderedConsumer(ctx, broker.StreamAttempts, jetstream.OrderedConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from,
 	})

@@ -220,7 +220,7 @@ func (w *worker) retry(d *delivery, p plan, a Attempt, took time.Duration, free 
 	// No fresh events are fetched without room for retries, so this one has
 	// some, or is one of the last that were fetched.
 	w.retries.add(w.stopped, sizeOf(m))
-	if d.again() && d.line != "" {
+	if d.repeat && d.line != "" {
 		w.purge(broker.RetryBehind(w.sub.Name, d.origin.sequence, d.line))
 	}
 	w.outage.add(waiting)
@@ -400,7 +400,7 @@ func (w *worker) record(d *delivery, r Record) Record {
 // settle records how a delivery ended and then acks it. It is the only way to
 // an ack, but for what the subscriber was never meant to get.
 func (w *worker) settle(d *delivery, r Record) {
-	if d.again() && r.Outcome != RecordRetry && r.Outcome != RecordBehind {
+	if d.repeat && r.Outcome != RecordRetry && r.Outcome != RecordBehind {
 		w.dropRetry(d)
 	}
 	r = w.record(d, r)

@@ -57,6 +57,8 @@ type Parts struct {
 	Broker   *broker.Broker
 	Recorder *Recorder
 	Metrics  *Metrics
+	// Positions keeps the cursors' places; nil where the server keeps them.
+	Positions *Positions
 	// Board shows breakers to the other replicas; nil for none.
 	Board *Board
 	Log   *slog.Logger
@@ -308,7 +310,13 @@ func start(ctx context.Context, of *Worker) (*worker, error) {
 			return nil, err
 		}
 	}
+	if p := w.parts.Positions; p != nil {
+		p.join(w)
+	}
 	if err := w.sortRetries(ctx); err != nil {
+		if p := w.parts.Positions; p != nil {
+			p.leave(w)
+		}
 		nc.Close()
 		return nil, fmt.Errorf("what waits on the retry lane: %w", err)
 	}
@@ -416,6 +424,9 @@ func (w *worker) stopAll(grace time.Duration) {
 	}
 	w.abandon()
 	w.leave()
+	if p := w.parts.Positions; p != nil {
+		p.leave(w)
+	}
 	w.conn.Close()
 }
 

@@ -560,6 +560,16 @@ func (r *Registry) Sweep(ctx context.Context) error {
 	if err := names.Err(); err != nil {
 		return err
 	}
+	// Where cursors are kept in memory, only what they left tells of them.
+	counts, err := r.counts(ctx)
+	if err != nil {
+		return err
+	}
+	for name := range counts {
+		if !known[name] && name != "" && !slices.Contains(gone, name) {
+			gone = append(gone, name)
+		}
+	}
 	for _, name := range gone {
 		r.log.Info("clearing what a deleted subscriber left", "subscriber", name)
 		if err := r.clear(ctx, name); err != nil {

@@ -144,6 +144,15 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	}
 	a.onStop("recorder", func(context.Context) error { recorder.Close(); return nil })
 
+	// A broker in this process has it from us how far subscribers have come.
+	var positions *deliver.Positions
+	if a.broker.Embedded() {
+		if positions, err = deliver.OpenPositions(ctx, cfg.Broker.Dir, a.broker, recorder, a.log); err != nil {
+			return err
+		}
+		a.onStop("positions", func(context.Context) error { positions.Close(); return nil })
+	}
+
 	subscribers, err := registry.Open(ctx, a.broker, a.log)
 	if err != nil {
 		return err
@@ -161,7 +170,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	}
 	a.onStop("breakers' board", func(context.Context) error { board.Close(); return nil })
 	fleet, err := registry.StartFleet(ctx, subscribers, deliver.Parts{
-		Broker: a.broker, Recorder: recorder, Metrics: deliver.NewMetrics(metrics), Board: board, Log: a.log,
+		Broker: a.broker, Recorder: recorder, Metrics: deliver.NewMetrics(metrics), Board: board, Positions: positions, Log: a.log,
 	}, a.newSender, a.log)
 	if err != nil {
 		return err
