@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gridfan/gridfan/router/auth"
+	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/schemas/custom"
 	"github.com/gridfan/gridfan/schemas/event"
 )
@@ -20,6 +21,9 @@ type Config struct {
 
 	// TrustedProxies are networks whose X-Forwarded-For is believed.
 	TrustedProxies []netip.Prefix
+
+	// Tally counts what is not given to Publish, for the books; nil: nobody does.
+	Tally *publish.Tally
 
 	// Since is when this configuration took effect. An unknown source is
 	// answered 503 for RolloutGrace from then on, so that a sender which was

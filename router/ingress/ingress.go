@@ -141,10 +141,12 @@ func (in *Ingress) publish(ctx context.Context, o publish.Origin, results []even
 		}
 	}
 	if controls == len(results) {
+		in.cfg.Tally.Control(o.Source, controls)
 		return statuses, nil
 	}
 	pub := in.pub.Load()
 	if pub == nil {
+		in.cfg.Tally.Refused(o.Source, len(results))
 		return nil, publish.ErrBroker
 	}
 	return pub.Publish(ctx, o, results)

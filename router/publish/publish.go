@@ -64,6 +64,8 @@ type Origin struct {
 	// Header holds the request's headers that help to understand a
 	// quarantined body later. No secrets.
 	Header map[string]string
+	// Redriven: it was in quarantine, and was counted when it came.
+	Redriven bool
 }
 
 // Status says what became of one result.
@@ -87,6 +89,7 @@ type Config struct {
 	// Spool takes events while the broker is away; nil: senders are told to
 	// come back.
 	Spool *broker.Broker
+	Tally *Tally       // counts for the books; nil: nobody does
 	Log   *slog.Logger // nil: nothing is logged
 }
 
@@ -125,6 +128,7 @@ type Publisher struct {
 	main  *target
 	spool *spool // nil for none
 	index *index
+	tally *Tally
 	log   *slog.Logger
 	slots *semaphore.Weighted
 
@@ -144,7 +148,7 @@ func New(ctx context.Context, b *broker.Broker, cfg Config) (*Publisher, error) 
 		return nil, err
 	}
 	p := &Publisher{
-		main: main, log: cfg.Log,
+		main: main, tally: cfg.Tally, log: cfg.Log,
 		slots:  semaphore.NewWeighted(maxInFlight),
 		shares: map[string]*semaphore.Weighted{},
 	}
@@ -178,6 +182,20 @@ func (p *Publisher) Dedup() dedup.Stats { return p.index.Stats() }
 func (p *Publisher) Publish(ctx context.Context, o Origin, results []event.Result) ([]Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, maxQueueWait+publishTimeout)
 	defer cancel()
+	out, err := p.publishAny(ctx, o, results)
+	p.tally.count(o, out, len(results), err != nil)
+	if err != nil {
+		return nil, err
+	}
+	statuses := make([]Status, len(out))
+	for i := range out {
+		statuses[i] = out[i].status
+	}
+	return statuses, nil
+}
+
+// publishAny stores results on the broker, or in the spool while that is away.
+func (p *Publisher) publishAny(ctx context.Context, o Origin, results []event.Result) ([]outgoing, error) {
 	if p.spool == nil {
 		return p.publish(ctx, p.main, o, results)
 	}
@@ -190,28 +208,29 @@ func (p *Publisher) Publish(ctx context.Context, o Origin, results []event.Resul
 	// A sender that gives up after 30 seconds must still find the spool.
 	short, cancel := context.WithTimeout(ctx, leaderWait)
 	defer cancel()
-	statuses, err := p.publish(short, p.main, o, results)
+	out, err := p.publish(short, p.main, o, results)
 	if errors.Is(err, ErrBroker) && ctx.Err() == nil {
 		release := p.spool.begin()
 		defer release()
+		p.spool.doubt(out)
 		return p.publish(ctx, p.spool.target, o, results)
 	}
-	return statuses, err
+	return out, err
 }
 
 // leaderWait is how long a broker that does not answer is waited for when there
 // is a spool: longer than a cluster takes for a new leader.
 const leaderWait = 15 * time.Second
 
-// publish stores results on one target.
-func (p *Publisher) publish(ctx context.Context, t *target, o Origin, results []event.Result) ([]Status, error) {
+// publish stores results on one target. With an error it gives those that it
+// came to.
+func (p *Publisher) publish(ctx context.Context, t *target, o Origin, results []event.Result) ([]outgoing, error) {
 	if err := t.broker.Room(); err != nil {
 		return nil, t.failure(err)
 	}
 	write := t.broker.Begin()
 	defer write.End()
 	var last uint64
-	statuses := make([]Status, 0, len(results))
 	stored := make([]outgoing, 0, len(results))
 	for first := true; len(results) > 0; first = false {
 		n := min(len(results), slice)
@@ -219,22 +238,21 @@ func (p *Publisher) publish(ctx context.Context, t *target, o Origin, results []
 		stored = stored[:begin+n]
 		through, err := p.publishSlice(ctx, t, o, results[:n], stored[begin:], first)
 		if err != nil {
-			return nil, err
+			return stored, err
 		}
 		last = max(last, through)
 		results = results[n:]
 	}
 	if err := write.Durable(ctx, last); err != nil {
-		return nil, t.failure(err)
+		return stored, t.failure(err)
 	}
 	for i := range stored {
 		w := &stored[i]
-		statuses = append(statuses, w.status)
 		if w.sequence != 0 && t == p.main {
 			p.index.Add(w.sequence, w.key, o.Accepted)
 		}
 	}
-	return statuses, nil
+	return stored, nil
 }
 
 // publishSlice stores so many results as may be on their way together, and
@@ -310,6 +328,8 @@ func (p *Publisher) prepare(t *target, o Origin, r *event.Result, w *outgoing) e
 	seen := p.index.Lookup(w.key)
 	if seen == dedup.Same {
 		w.status = Duplicate
+		w.late = t.unsure.take(w.id())
+		w.kept = w.late
 		return nil
 	}
 	w.event = stamp(r.Event, o)

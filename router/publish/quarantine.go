@@ -54,6 +54,8 @@ func quarantineMessage(o Origin, r *event.Result) *nats.Msg {
 func (t *target) stillQuarantined(ctx context.Context, w *outgoing, sequence uint64) error {
 	_, err := t.quarantine.GetMsg(ctx, sequence)
 	if err == nil {
+		w.repeated, w.late = true, w.resent || t.unsure.take(w.id())
+		w.kept = w.late
 		return nil
 	}
 	if !errors.Is(err, jetstream.ErrMsgNotFound) {

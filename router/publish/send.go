@@ -49,8 +49,12 @@ type outgoing struct {
 
 	future jetstream.PubAckFuture
 	begun  time.Time
+	sent   bool
 	resent bool
 	done   bool
+	// For the tally: it was stored by this call, or was there already although
+	// nobody knew (late); an entry in quarantine was there before (repeated).
+	kept, late, repeated bool
 	// sequence is its place in EVENTS once it is there; 0 for anything else.
 	sequence uint64
 }
@@ -102,6 +106,17 @@ func messageSize(m *nats.Msg) int {
 	return n
 }
 
+// id is the message id of what is stored.
+func (w *outgoing) id() string {
+	if w.msg != nil {
+		return w.msg.Header.Get(headerMsgID)
+	}
+	if w.renamed {
+		return identity(w.identity, w.digest)
+	}
+	return w.identity
+}
+
 // target is a broker that takes events.
 type target struct {
 	broker     *broker.Broker
@@ -111,6 +126,7 @@ type target struct {
 	quarantine jetstream.Stream
 	maxPayload int
 	resent     atomic.Int64 // messages
+	unsure     recent       // sent, and nobody knows whether they are stored
 }
 
 // newTarget opens a connection for publishing.
@@ -195,7 +211,7 @@ func (t *target) send(w *outgoing) {
 	}
 	// The client's default of 200 ms is less than a busy disk takes.
 	if f, err := t.js.PublishMsgAsync(w.msg, jetstream.WithStallWait(ackTimeout)); err == nil {
-		w.future = f
+		w.future, w.sent = f, true
 	}
 }
 
@@ -266,10 +282,12 @@ func (t *target) stored(ctx context.Context, w *outgoing, ack *jetstream.PubAck)
 		if ack.Duplicate {
 			return t.stillQuarantined(ctx, w, ack.Sequence)
 		}
+		w.kept = true
 		return nil
 	}
 	w.sequence = ack.Sequence
 	if !ack.Duplicate {
+		w.kept = true
 		return nil
 	}
 	same, err := t.sameContent(ctx, ack.Sequence, w.digest)
@@ -277,6 +295,8 @@ func (t *target) stored(ctx context.Context, w *outgoing, ack *jetstream.PubAck)
 	case err != nil:
 		return t.failure(err)
 	case same || w.renamed:
+		w.late = w.resent || t.unsure.take(w.id())
+		w.kept = w.late
 		if !w.resent { // else it is the first copy, whose ack was lost
 			w.status = Duplicate
 		}
@@ -316,6 +336,10 @@ func (t *target) failure(err error) error {
 }
 
 func (t *target) failureOf(w *outgoing, err error) error {
+	var api *jetstream.APIError
+	if w.sent && (w.resent || !errors.As(err, &api)) {
+		t.unsure.put(w.id())
+	}
 	if w.digest == "" && broker.IsFull(err) && !errors.Is(err, broker.ErrDiskFull) {
 		return fmt.Errorf("%w: %w", ErrQuarantineFull, err)
 	}

@@ -30,12 +30,15 @@ type spool struct {
 	gate   sync.RWMutex
 	active atomic.Bool // changes to false only under gate
 
-	cursor  jetstream.Consumer
-	brought uint64        // deliveries of the cursor that are done with
-	wake    chan struct{} // holds at most one token
-	ctx     context.Context
-	stop    context.CancelFunc
-	running sync.WaitGroup
+	cursor  atomic.Pointer[jetstream.Consumer]
+	brought uint64 // deliveries of the cursor that are done with
+	// doubtful were sent to the broker before they were spooled: what is there
+	// already may be their first copy.
+	doubtful recent
+	wake     chan struct{} // holds at most one token
+	ctx      context.Context
+	stop     context.CancelFunc
+	running  sync.WaitGroup
 }
 
 // drainCursor remembers what was brought over.
@@ -74,7 +77,7 @@ func (s *spool) close() {
 
 // waiting counts what is in the spool and not brought over.
 func (s *spool) waiting(ctx context.Context) uint64 {
-	info, err := s.cursor.Info(ctx)
+	info, err := (*s.cursor.Load()).Info(ctx)
 	if err != nil {
 		s.log.Warn("spool", "error", err)
 		return 0
@@ -102,6 +105,28 @@ func (s *spool) begin() (release func()) {
 	default:
 	}
 	return s.gate.RUnlock
+}
+
+// doubt is told what was sent to the broker before it is spooled.
+func (s *spool) doubt(out []outgoing) {
+	for i := range out {
+		if w := &out[i]; (w.msg != nil || w.identity != "") && (s.p.main.unsure.take(w.id()) || w.kept) {
+			s.doubtful.put(w.id())
+		}
+	}
+}
+
+// repeated corrects the tally: what was counted when it was spooled is there
+// already, from another replica.
+func (s *spool) repeated(h nats.Header) {
+	if s.doubtful.take(h.Get(headerMsgID)) {
+		return
+	}
+	if source := h.Get("ce-" + event.ExtSource); source != "" {
+		s.p.tally.add(source, broker.SourceTally{Published: -1, Duplicate: 1})
+	} else if source := h.Get(headerSource); source != "" {
+		s.p.tally.add(source, broker.SourceTally{Quarantined: -1, Duplicate: 1})
+	}
 }
 
 // drain brings events over whenever there are any and the broker answers.
@@ -157,7 +182,7 @@ func (s *spool) drainAll() error {
 func (s *spool) end() bool {
 	s.gate.Lock() // waits for those who are just spooling
 	defer s.gate.Unlock()
-	info, err := s.cursor.Info(s.ctx)
+	info, err := (*s.cursor.Load()).Info(s.ctx)
 	if err != nil || info.NumPending+uint64(info.NumAckPending) > 0 {
 		return false
 	}
@@ -177,7 +202,7 @@ func (s *spool) drainSome() (int, error) {
 	if st := info.State; st.Msgs > 0 {
 		n = min(max(1, int(drainBytes/(st.Bytes/st.Msgs+1))), drainBatch)
 	}
-	batch, err := s.cursor.FetchNoWait(n)
+	batch, err := (*s.cursor.Load()).FetchNoWait(n)
 	if err != nil {
 		return 0, err
 	}
@@ -238,13 +263,17 @@ func (s *spool) rewind(ctx context.Context) error {
 			return err
 		}
 	}
-	s.cursor, err = s.js.CreateConsumer(ctx, s.broker.Main(), jetstream.ConsumerConfig{
+	c, err = s.js.CreateConsumer(ctx, s.broker.Main(), jetstream.ConsumerConfig{
 		Durable: drainCursor, AckPolicy: jetstream.AckAllPolicy,
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from,
 		MaxDeliver: -1, AckWait: time.Minute, MaxAckPending: 4 * drainBatch,
 	})
+	if err != nil {
+		return err
+	}
+	s.cursor.Store(&c)
 	s.brought = 0
-	return err
+	return nil
 }
 
 // bring publishes spooled messages on the real broker.
@@ -263,6 +292,7 @@ func (s *spool) bring(ctx context.Context, msgs []jetstream.Msg) error {
 			// It was stored just before the broker went, and only its ack
 			// was lost.
 			if s.p.index.Lookup(w.key) == dedup.Same {
+				s.repeated(h)
 				continue
 			}
 		}
@@ -279,8 +309,12 @@ func (s *spool) bring(ctx context.Context, msgs []jetstream.Msg) error {
 	}
 	now := time.Now()
 	for i := range out {
-		if w := &out[i]; w.sequence != 0 {
+		w := &out[i]
+		if w.sequence != 0 {
 			s.p.index.Add(w.sequence, w.key, now)
+		}
+		if w.msg != nil && (w.status == Duplicate || w.repeated) && !w.late {
+			s.repeated(msgs[i].Headers())
 		}
 	}
 	return nil

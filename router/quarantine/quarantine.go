@@ -206,6 +206,7 @@ func (s *Store) redrive(ctx context.Context, e Entry, dryRun bool) (Outcome, err
 	}
 	origin.Accepted = time.Now()
 	origin.Header = e.Request
+	origin.Redriven = true
 	statuses, err := s.pub.Publish(ctx, origin, results)
 	if err != nil {
 		return out, err
