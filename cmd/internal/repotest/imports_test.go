@@ -99,7 +99,7 @@ var table = []row{
 		why: "dedup remembers fingerprints, whatever they are of",
 	},
 	{
-		from: []string{"./subscribers/..."}, exceptFrom: []string{"./subscribers/registry", "./subscribers/retention", "./subscribers/deadletters"},
+		from: []string{"./subscribers/..."}, exceptFrom: []string{"./subscribers/registry", "./subscribers/retention", "./subscribers/deadletters", "./subscribers/books", "./subscribers/trace"},
 		to: []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver"},
 		why: "a Sender is one way out: it knows deliver and no other Sender; only registry knows them all",
 	},
@@ -131,6 +131,21 @@ var table = []row{
 		from: []string{"./subscribers/deadletters"},
 		to:   []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/registry"},
 		why: "dead letters go back to a subscriber's lane, however it is delivered from there",
+	},
+	{
+		from: []string{"./subscribers/books"},
+		to:   []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/registry"},
+		why: "the books read what deliver has recorded for those that the registry names; nobody who is in them may have a say",
+	},
+	{
+		from: []string{"./subscribers/trace"},
+		to:   []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/registry", "./subscribers/books"},
+		why: "trace reads the same streams as the books, and asks them who wants an event",
+	},
+	{
+		from: []string{"./subscribers/deliver", "./subscribers/registry", "./subscribers/retention", "./subscribers/webhook"},
+		to:   []string{"./subscribers/books", "./subscribers/trace"}, tests: true,
+		why: "delivery goes on whether somebody counts it or not",
 	},
 	{
 		from: []string{"./..."}, exceptFrom: []string{"./subscribers/deliver"},
