@@ -1,15 +1,19 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"regexp"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -38,6 +42,8 @@ func TestScripts(t *testing.T) {
 			"expect":   cmdExpect,
 			"receive":  cmdReceive,
 			"received": cmdReceived,
+			"purge":    cmdPurge,
+			"post":     cmdPost,
 		},
 		RequireExplicitExec: true,
 	})
@@ -114,6 +120,28 @@ func cmdReceived(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		return fmt.Errorf("nothing has come to %s", args[0])
 	}))
+}
+
+// cmdPurge does what "nats stream purge STREAM --subject SUBJECT" does.
+func cmdPurge(ts *testscript.TestScript, _ bool, args []string) {
+	nc, err := nats.Connect("nats://" + ts.Getenv("NATS"))
+	ts.Check(err)
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	ts.Check(err)
+	s, err := js.Stream(context.Background(), args[0])
+	ts.Check(err)
+	ts.Check(s.Purge(context.Background(), jetstream.WithPurgeSubject(args[1])))
+}
+
+// cmdPost posts a JSON file, and wants 200.
+func cmdPost(ts *testscript.TestScript, _ bool, args []string) {
+	resp, err := http.Post(args[0], "application/json", strings.NewReader(ts.ReadFile(args[1])))
+	ts.Check(err)
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		ts.Fatalf("%s answers %d", args[0], resp.StatusCode)
+	}
 }
 
 // poll repeats f until it succeeds, for at most half a minute.

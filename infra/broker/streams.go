@@ -87,6 +87,22 @@ func RetryAll(subscriber string) []string {
 	return []string{RetryWaitingAll(subscriber), RetryBehindAll(subscriber), RetryDue(subscriber), RetryDueAll(subscriber)}
 }
 
+// RetrySequence gives the event that a message of the retry lane stands in for,
+// where its subject tells.
+func RetrySequence(subject string) (sequence uint64, ok bool) {
+	for _, kind := range []string{"waiting.", "behind.", "due."} {
+		rest, is := strings.CutPrefix(subject, subjectRetry+kind)
+		if !is {
+			continue
+		}
+		_, rest, _ = strings.Cut(rest, ".") // the subscriber
+		number, _, _ := strings.Cut(rest, ".")
+		sequence, err := strconv.ParseUint(number, 10, 64)
+		return sequence, err == nil
+	}
+	return 0, false
+}
+
 // DeadLetter is where one subscriber's dead letters of one cause are kept.
 func DeadLetter(subscriber, cause string) string {
 	return subjectDeadLetters + subscriber + "." + cause

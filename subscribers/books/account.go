@@ -44,6 +44,15 @@ type span struct {
 // interest is what an entry of the registry wants, and from which event on. It
 // is the only place that knows how an entry says so.
 func interest(e registry.Entry) []span {
+	var spans []span
+	for _, epoch := range e.Epochs {
+		if epoch.From > 0 { // else it has not begun
+			spans = append(spans, span{epoch.From, deliver.MinimiseSubjects(epoch.Subjects)})
+		}
+	}
+	if len(spans) > 0 {
+		return spans
+	}
 	return []span{{max(1, e.StartSequence), deliver.MinimiseSubjects(e.Definition.Subjects)}}
 }
 

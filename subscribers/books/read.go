@@ -485,7 +485,7 @@ func (b *Books) stocks(ctx context.Context) (map[string]stock, error) {
 }
 
 // behindPrefix begins the subjects of what waits behind others.
-var behindPrefix = strings.TrimSuffix(broker.RetryBehindAll(""), ".*")
+var behindPrefix = strings.TrimSuffix(broker.RetryBehindAll(""), ".>")
 
 // ahead counts the events from a subscriber's first one on: what a consumer that
 // is not made yet has before it.

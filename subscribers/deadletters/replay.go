@@ -240,14 +240,13 @@ func (s *Store) busy(ctx context.Context, subscriber string) (busy, error) {
 	// Waiting ones come due meanwhile and due ones wait again, so one of them is
 	// looked at twice.
 	for range 2 {
-		for _, subjects := range []string{broker.RetryWaitingAll(subscriber), broker.RetryBehindAll(subscriber)} {
+		for _, subjects := range []string{broker.RetryWaitingAll(subscriber), broker.RetryBehindAll(subscriber), broker.RetryDueAll(subscriber)} {
 			counts, err := s.Broker.SubjectCounts(ctx, broker.StreamRetry, subjects)
 			if err != nil {
 				return nil, err
 			}
 			for subject := range counts {
-				n, err := strconv.ParseUint(subject[strings.LastIndexByte(subject, '.')+1:], 10, 64)
-				if err == nil {
+				if n, ok := broker.RetrySequence(subject); ok {
 					b[n] = whyRetry
 				}
 			}

@@ -136,7 +136,7 @@ func (f *Finder) where(ctx context.Context, d *Delivery, h hit, entry registry.E
 		}
 		return err
 	}
-	m, err := f.last(ctx, broker.RetryWaiting(d.Subscriber, h.sequence))
+	m, err := f.last(ctx, broker.RetryWaiting(d.Subscriber, h.sequence), broker.RetryWaitingIn(d.Subscriber, h.sequence, "*"))
 	if err != nil {
 		return err
 	}
@@ -150,7 +150,7 @@ func (f *Finder) where(ctx context.Context, d *Delivery, h hit, entry registry.E
 		d.Detail = held(f, entry)
 		return nil
 	}
-	if m, err = f.last(ctx, broker.RetryBehind(d.Subscriber, h.sequence)); err != nil {
+	if m, err = f.last(ctx, broker.RetryBehind(d.Subscriber, h.sequence, "*")); err != nil {
 		return err
 	}
 	if m != nil {
@@ -195,17 +195,19 @@ func held(f *Finder, e registry.Entry) string {
 	return fmt.Sprintf("its breaker is %s after %d failures, the last one: %s", s.State, s.Failures, s.LastError)
 }
 
-// last gives the message of a subject of RETRY, nil if there is none.
-func (f *Finder) last(ctx context.Context, subject string) (*jetstream.RawStreamMsg, error) {
+// last gives the message of one of some subjects of RETRY, nil if there is none.
+func (f *Finder) last(ctx context.Context, subjects ...string) (*jetstream.RawStreamMsg, error) {
 	s, err := f.Broker.JetStream().Stream(ctx, broker.StreamRetry)
 	if err != nil {
 		return nil, err
 	}
-	m, err := s.GetLastMsgForSubject(ctx, subject)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return nil, nil
+	for _, subject := range subjects {
+		m, err := s.GetLastMsgForSubject(ctx, subject)
+		if !errors.Is(err, jetstream.ErrMsgNotFound) {
+			return m, err
+		}
 	}
-	return m, err
+	return nil, nil
 }
 
 // maxDue and maxBefore bound how many messages are looked at one by one.
@@ -219,6 +221,9 @@ func (f *Finder) due(ctx context.Context, subscriber string, sequence uint64) (b
 	s, err := f.Broker.JetStream().Stream(ctx, broker.StreamRetry)
 	if err != nil {
 		return false, err
+	}
+	if m, err := f.last(ctx, broker.RetryDueIn(subscriber, sequence, "*")); err != nil || m != nil {
+		return m != nil, err
 	}
 	for next, n := uint64(1), 0; n < maxDue; n++ {
 		m, err := s.GetMsg(ctx, next, jetstream.WithGetMsgSubject(broker.RetryDue(subscriber)))
@@ -249,7 +254,7 @@ func (f *Finder) before(ctx context.Context, subscriber string, h hit, header na
 	}
 	var earlier []uint64
 	for subject := range counts {
-		if n, err := strconv.ParseUint(subject[strings.LastIndexByte(subject, '.')+1:], 10, 64); err == nil && n < h.sequence {
+		if n, ok := broker.RetrySequence(subject); ok && n < h.sequence {
 			earlier = append(earlier, n)
 		}
 	}
@@ -257,7 +262,7 @@ func (f *Finder) before(ctx context.Context, subscriber string, h hit, header na
 	slices.Reverse(earlier)
 	key := header.Get("ce-partitionkey")
 	for _, n := range earlier[:min(len(earlier), maxBefore)] {
-		m, err := f.last(ctx, broker.RetryWaiting(subscriber, n))
+		m, err := f.last(ctx, broker.RetryWaiting(subscriber, n), broker.RetryWaitingIn(subscriber, n, "*"))
 		if err != nil {
 			return "", err
 		}

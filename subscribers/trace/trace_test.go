@@ -290,7 +290,7 @@ func TestBehind(t *testing.T) {
 	}
 	put(broker.RetryWaiting("held", 1), 1, "e-0", "a")
 	put(broker.RetryWaiting("held", 2), 2, "e-1", "b")
-	put(broker.RetryBehind("held", 3), 3, "e-2", "a")
+	put(broker.RetryBehind("held", 3, "k"), 3, "e-2", "a")
 	put(broker.RetryDue("held"), 4, "e-3", "b")
 	if d := told(t, g.find("e-2", time.Hour), "held"); d.State != trace.Behind || d.Detail != "it waits behind event e-0 (1), which is to be tried again" {
 		t.Errorf("%+v", d)

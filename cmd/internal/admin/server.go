@@ -21,6 +21,7 @@ import (
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
+	"github.com/gridfan/gridfan/subscribers/books"
 	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
@@ -37,6 +38,7 @@ type Parts struct {
 	Registry    *registry.Registry
 	Fleet       *registry.Fleet
 	DeadLetters *deadletters.Store
+	Books       *books.Books
 	Gatherer    prometheus.Gatherer
 	Log         *slog.Logger
 	// Stopping ends when the listener stops, so that answers that go on end.
@@ -62,6 +64,7 @@ func NewHandler(p Parts, token secret.String) http.Handler {
 	listenRoutes(api, p)
 	s.trialRoutes(api)
 	s.deadLetterRoutes(api)
+	s.booksRoutes(api)
 	schemaRoutes(api)
 	api.Handle("GET /metrics", promhttp.HandlerFor(p.Gatherer, promhttp.HandlerOpts{}))
 	api.Handle("/", handle(func(http.ResponseWriter, *http.Request) (any, error) {
@@ -398,6 +401,8 @@ func asProblem(err error) *Problem {
 		{deadletters.ErrNotFound, http.StatusNotFound, "no-such-dead-letter", "see gridfan deadletters list"},
 		{deadletters.ErrNoJob, http.StatusNotFound, "no-such-job", "see gridfan jobs list"},
 		{deadletters.ErrEnded, http.StatusConflict, "job-ended", "see gridfan jobs list"},
+		{books.ErrNoBook, http.StatusNotFound, "no-such-book", "see gridfan books"},
+		{books.ErrMoving, http.StatusConflict, "moving", "gridfan books shows what moves"},
 		{registry.ErrBacklog, http.StatusConflict, "backlog", "let them be delivered, or say that they may go: --discard (API: ?discard=true)"},
 	} {
 		if errors.Is(err, known.err) {

@@ -23,6 +23,7 @@ import (
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
 	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/subscribers/books"
 	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/filter"
@@ -47,7 +48,8 @@ type App struct {
 	log    *slog.Logger
 	broker *broker.Broker
 	// reached is broker once there is one, for those who ask before.
-	reached atomic.Pointer[broker.Broker]
+	reached   atomic.Pointer[broker.Broker]
+	publisher atomic.Pointer[publish.Publisher] // the same
 
 	public, admin net.Listener
 	failed        chan error // a listener that ended by itself
@@ -104,7 +106,8 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	// The public listener answers from here on, because the broker may be away:
 	// handshakes need none, and events get 503 and not a closed door.
 	metrics := telemetry.NewRegistry(a.opts.Version)
-	in, err := ingress.New(ingress.Config{Sources: cfg.Sources, TrustedProxies: cfg.Listen.TrustedProxies, Since: started},
+	tally := publish.NewTally()
+	in, err := ingress.New(ingress.Config{Sources: cfg.Sources, TrustedProxies: cfg.Listen.TrustedProxies, Tally: tally, Since: started},
 		ingress.NewMetrics(metrics), a.report, a.log)
 	if err != nil {
 		return err
@@ -187,7 +190,26 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	room := retention.Start(cfg.Retention, a.broker, subscribers, fleet, retention.NewMetrics(metrics), a.log)
 	a.onStop("retention", func(context.Context) error { room.Stop(); return nil })
 
-	publishing := publish.Config{Dedup: cfg.Dedup, Log: a.log}
+	// Begun before anything is published and ended after: what is counted here
+	// is compared with what is in the streams.
+	var names []string
+	for _, s := range cfg.Sources {
+		names = append(names, s.Name)
+	}
+	kept, err := books.Open(ctx, books.Parts{
+		Broker: a.broker, Registry: subscribers, Sources: names, Log: a.log, Breaker: fleet.Breaker, Counted: tally.Save, Spooled: a.spooled,
+	})
+	if err != nil {
+		return err
+	}
+	a.onStop("books", func(ctx context.Context) error { kept.Close(ctx); return nil })
+	metrics.MustRegister(kept.Metrics())
+	if err := tally.Start(ctx, a.broker, a.log); err != nil {
+		return err
+	}
+	a.onStop("counts of the sources", func(ctx context.Context) error { tally.Stop(ctx); return nil })
+
+	publishing := publish.Config{Dedup: cfg.Dedup, Tally: tally, Log: a.log}
 	if a.broker.Embedded() {
 		publishing.IndexDir = filepath.Join(cfg.Broker.Dir, "dedup")
 	}
@@ -203,11 +225,8 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	a.onStop("publisher", func(context.Context) error { return publisher.Close() })
+	a.publisher.Store(publisher)
 	metrics.MustRegister(publisher.Metrics())
-	var names []string
-	for _, s := range cfg.Sources {
-		names = append(names, s.Name)
-	}
 	held, err := quarantine.Open(ctx, a.broker, publisher, in.Reparse, quarantine.NewMetrics(metrics, names...))
 	if err != nil {
 		return err
@@ -220,7 +239,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	api := &http.Server{
 		Handler: admin.NewHandler(admin.Parts{
 			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Publisher: publisher, Quarantine: held,
-			Registry: subscribers, Fleet: fleet, DeadLetters: dead, Gatherer: metrics, Log: a.log, Stopping: stopping,
+			Registry: subscribers, Fleet: fleet, DeadLetters: dead, Books: kept, Gatherer: metrics, Log: a.log, Stopping: stopping,
 		}, cfg.Listen.AdminToken),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
@@ -280,6 +299,16 @@ func (a *App) health(ctx context.Context) error {
 		return b.Health(ctx)
 	}
 	return broker.ErrAway
+}
+
+// spooled tells how many events of this process wait for the broker.
+func (a *App) spooled(ctx context.Context) uint64 {
+	p := a.publisher.Load()
+	if p == nil {
+		return 0
+	}
+	spool, _ := p.Spool(ctx)
+	return spool.Waiting
 }
 
 // newSender makes the way out that a definition asks for.

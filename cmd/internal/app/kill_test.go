@@ -205,6 +205,26 @@ func TestKill(t *testing.T) {
 			t.Errorf("event %d is recorded as delivered to %s %d times", d.sequence, d.subscriber, n)
 		}
 	}
+	kept, err := g.admin.Books(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !kept.Balanced || len(kept.Losses) > 0 {
+		t.Errorf("the books do not balance: %+v", kept)
+	}
+	for _, s := range kept.Subscribers {
+		if s.Matched != int64(len(stored)) || s.Delivered != s.Matched || s.Balance != 0 {
+			t.Errorf("the book of %s, of %d events: %+v", s.Name, len(stored), s)
+		}
+	}
+	for _, s := range kept.Sources {
+		if s.Name == "fo" {
+			t.Logf("the book of the source: %+v", s)
+			if s.Published != int64(len(stored)) {
+				t.Errorf("%d events are stored, published are %d", len(stored), s.Published)
+			}
+		}
+	}
 	t.Logf("%d events accepted over %d kills, %d stored; %d of %d deliveries were made twice; an event in flight came again at most %v after the restart",
 		len(accepted), kills, len(stored), repeated, len(accepted)*len(subscribers), slowest.Round(time.Millisecond))
 }

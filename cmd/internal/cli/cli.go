@@ -1,7 +1,7 @@
 // Package cli is the command line: one file per group of commands.
 //
 // Exit codes are stable: 0 fine, 1 a failure at run time, 2 a mistake in the
-// command line or the configuration.
+// command line or the configuration, 3 books that do not balance.
 package cli
 
 import (
@@ -23,9 +23,10 @@ import (
 
 // The exit codes.
 const (
-	exitOK      = 0
-	exitFailure = 1
-	exitUsage   = 2
+	exitOK         = 0
+	exitFailure    = 1
+	exitUsage      = 2
+	exitUnbalanced = 3
 )
 
 // Env is what a command knows of the world.
@@ -66,6 +67,10 @@ func Main(ctx context.Context, args []string, env Env) int {
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
+	}
+	if errors.Is(err, errUnbalanced) {
+		fmt.Fprintf(env.Err, "gridfan: %v\n", err)
+		return exitUnbalanced
 	}
 	var bad config.Errors
 	var p *admin.Problem
@@ -108,7 +113,7 @@ Run it:              gridfan serve -c gridfan.yaml`,
 	root.AddCommand(
 		newServe(env), newDev(env),
 		newSubscribe(env), newSubscribers(env),
-		newStatus(env), newTrigger(env), newListen(env), newQuarantine(env), newConfig(env),
+		newStatus(env), newBooks(env), newWhy(env), newTrigger(env), newListen(env), newQuarantine(env), newConfig(env),
 		newDeadLetters(env), newReplay(env), newJobs(env),
 	)
 	return root
