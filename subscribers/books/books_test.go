@@ -298,7 +298,7 @@ func TestEveryOutcome(t *testing.T) {
 		"some":  {Counts: books.Counts{Matched: 13, Delivered: 13, Attempts: 13}},
 		"picky": {Counts: books.Counts{Matched: 20, DeadLettered: 20, Attempts: 20}, DeadLetters: 20},
 		"down":  {Counts: books.Counts{Matched: 20}, Parked: 20, State: books.StatePaused},
-		"flaky": {Counts: books.Counts{Matched: 20, Delivered: 20, Retries: 20, Attempts: 40}},
+		"flaky": {Counts: books.Counts{Matched: 20, Delivered: 20, Retries: 20, Attempts: 80}},
 	}
 	for name, w := range want {
 		w.Name = name

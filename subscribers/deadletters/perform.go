@@ -172,7 +172,7 @@ func (r *run) copy(it item) (*nats.Msg, error) {
 	h.Set(deliver.HeaderRounds, "0")
 	h.Set(deliver.HeaderAnew, event.FormatTime(time.Now().UTC()))
 	h.Set(deliver.HeaderAttempts, strconv.Itoa(it.record.Attempts))
-	h.Set(nats.MsgIdHdr, fmt.Sprintf("%s-%d-%d", it.record.Subscriber, it.record.Sequence, it.hop))
+	h.Set(nats.MsgIdHdr, deliver.MsgID(it.record.Subscriber, r.job.Added, it.record.Sequence, it.hop))
 	return &nats.Msg{Subject: broker.RetryDue(it.record.Subscriber), Header: h, Data: body}, nil
 }
 

@@ -241,7 +241,7 @@ func (w *worker) deadLetter(d *delivery, cause string, a Attempt, took time.Dura
 	h.Set(HeaderStatus, strconv.Itoa(a.Status))
 	h.Set(HeaderReason, url.PathEscape(a.Reason))
 	h.Set(HeaderFailedAt, event.FormatTime(now.UTC()))
-	h.Set(nats.MsgIdHdr, fmt.Sprintf("%s-%d-%d", w.sub.Name, d.origin.sequence, d.hop()))
+	h.Set(nats.MsgIdHdr, MsgID(w.sub.Name, w.sub.Created, d.origin.sequence, d.hop()))
 	m := &nats.Msg{Subject: broker.DeadLetter(w.sub.Name, cause), Header: h, Data: d.body()}
 	verdict := w.room(d, sizeOf(m))
 	if verdict == stored {
@@ -296,8 +296,15 @@ func (w *worker) carry(d *delivery) nats.Header {
 	h.Set(HeaderOriginSubject, d.origin.subject)
 	h.Set(HeaderAttempts, strconv.Itoa(d.attempts))
 	h.Set(HeaderHop, strconv.Itoa(d.hop()+1))
-	h.Set(nats.MsgIdHdr, fmt.Sprintf("%s-%d-%d", w.sub.Name, d.origin.sequence, d.hop()+1))
+	h.Set(nats.MsgIdHdr, MsgID(w.sub.Name, w.sub.Created, d.origin.sequence, d.hop()+1))
 	return h
+}
+
+// MsgID names a message that stands in for an event, so that the broker keeps it
+// once however often it is stored. A subscriber that is deleted and added again
+// is another one, with messages of its own.
+func MsgID(subscriber string, created time.Time, sequence uint64, hop int) string {
+	return fmt.Sprintf("%s-%x-%d-%d", subscriber, created.UnixMilli(), sequence, hop)
 }
 
 // storing is how an attempt to store something for a delivery ended.

@@ -178,7 +178,7 @@ func TestWay(t *testing.T) {
 		name, state, steps, detail string
 	}{
 		{"good", trace.Delivered, "[delivered 1 200]", ""},
-		{"flaky", trace.Delivered, "[retry 2 503 delivered 3 200]", ""},
+		{"flaky", trace.Delivered, "[failed 1 503 retry 2 503 delivered 3 200]", ""},
 		{"picky", trace.DeadLetter, "[dead-letter 1 422]", ""},
 		{"down", trace.Retry, "[retry 1 503]", ""},
 		{"paused", trace.Waiting, "[]", "the subscriber is paused: gridfan subscribers resume paused"},
