@@ -186,34 +186,46 @@ const (
 // once, and whoever finds one unsettled should: the process that stored it may
 // have died.
 func (r *Registry) settle(ctx context.Context, name string) (Entry, error) {
-	for {
+	for until := time.Now().Add(quietWait); ; {
 		e, err := r.Get(ctx, name)
 		if err != nil || e.settled() {
 			return e, err
 		}
-		if err := r.quiet(ctx, name); err != nil {
+		if err := r.quiet(ctx, name, until); err != nil {
 			return e, err
 		}
-		space, cursor, err := r.cursor(ctx, name)
-		if err != nil {
-			return e, err
-		}
-		if cursor != nil {
-			// Passed epochs stay in: they do no harm, and the cursor may fall back.
-			if err := r.refilter(ctx, cursor.Config, e.filter()); err != nil {
-				return e, err
-			}
-		}
-		// From here on the cursor passes nothing that the new subjects match.
-		if space, err = r.Space(ctx); err != nil {
-			return e, err
-		}
-		e.begin(max(space.Last+1, e.StartSequence))
-		err = r.store(ctx, &e)
-		if !errors.Is(err, jetstream.ErrKeyExists) { // how a stale revision is called
+		settled, err := r.trySettle(ctx, &e, time.Now().After(until))
+		if settled || err != nil && !errors.Is(err, jetstream.ErrKeyExists) { // how a stale revision is called
 			return e, err
 		}
 	}
+}
+
+// trySettle does so if nobody asks for events, or in any case.
+func (r *Registry) trySettle(ctx context.Context, e *Entry, anyway bool) (settled bool, err error) {
+	s := r.serves(e.Definition.Name)
+	s.Lock()
+	defer s.Unlock()
+	space, cursor, err := r.cursor(ctx, e.Definition.Name)
+	if err != nil {
+		return false, err
+	}
+	if busy := s.worker || cursor != nil && cursor.NumWaiting > 0; busy && !anyway {
+		return false, nil
+	}
+	if cursor != nil {
+		// Passed epochs stay in: they do no harm, and the cursor may fall back.
+		if err := r.refilter(ctx, cursor.Config, e.filter()); err != nil {
+			return false, err
+		}
+	}
+	// From here on the cursor passes nothing that the new subjects match.
+	if space, err = r.Space(ctx); err != nil {
+		return false, err
+	}
+	e.begin(max(space.Last+1, e.StartSequence))
+	err = r.store(ctx, e)
+	return err == nil, err
 }
 
 // begin settles the last epoch. One before it that has no event of its own goes.
@@ -226,12 +238,12 @@ func (e *Entry) begin(from uint64) {
 	e.Epochs = append(slices.Clone(e.Epochs[:n]), last)
 }
 
-// quiet waits until nobody asks for the subscriber's events any more.
-func (r *Registry) quiet(ctx context.Context, name string) error {
+// quiet waits until nobody has asked for the subscriber's events for a moment, or
+// it is no use to wait any longer.
+func (r *Registry) quiet(ctx context.Context, name string, until time.Time) error {
 	tick := time.NewTicker(quietPoll)
 	defer tick.Stop()
-	began, since := time.Now(), time.Now()
-	for time.Since(began) < quietWait {
+	for since := time.Now(); time.Now().Before(until); {
 		_, cursor, err := r.cursor(ctx, name)
 		if err != nil {
 			return err
@@ -268,15 +280,20 @@ func (r *Registry) refilter(ctx context.Context, cursor jetstream.ConsumerConfig
 }
 
 // prepare makes a subscriber's cursor fit to be read, and gives the filter that
-// it needs from now on. e is settled.
+// it has, or is to be made with. e is settled.
 func (r *Registry) prepare(ctx context.Context, e Entry) ([]string, error) {
 	name := e.Definition.Name
-	space, cursor, err := r.cursor(ctx, name)
+	_, cursor, err := r.cursor(ctx, name)
 	if err != nil || cursor == nil {
 		return e.filter(), err
 	}
-	if !e.lacks(filters(cursor.Config)) {
-		return e.open(passed(cursor, space.Last)).filter(), nil
+	have := filters(cursor.Config)
+	if slices.Contains(have, ">") {
+		return e.filter(), nil // not by us
+	}
+	if !e.lacks(have) {
+		// As it is: another replica may know of a change before this one.
+		return have, nil
 	}
 	// Rather some twice than one never.
 	filter, at := e.open(cursor.AckFloor.Stream).filter(), max(1, min(e.last().From, cursor.AckFloor.Stream+1))
@@ -299,6 +316,12 @@ func (r *Registry) prepare(ctx context.Context, e Entry) ([]string, error) {
 // past from its cursor's filter. done says that no more will be to take; an
 // error, among others, that the worker has to start anew.
 func (r *Registry) narrow(ctx context.Context, e Entry) (done bool, err error) {
+	s := r.serves(e.Definition.Name)
+	s.Lock()
+	defer s.Unlock()
+	if now, err := r.latest(ctx, e.Definition.Name); err != nil || now.Revision != e.Revision {
+		return false, err // its keeper is about to hear of it
+	}
 	space, cursor, err := r.cursor(ctx, e.Definition.Name)
 	if err != nil || cursor == nil {
 		return false, err

@@ -322,6 +322,9 @@ func (k *keeper) apply(want *Entry) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	serving := k.fleet.registry.serves(k.name)
+	serving.Lock()
+	defer serving.Unlock()
 	filter, err := k.fleet.registry.prepare(ctx, *want)
 	if err != nil {
 		sender.Close()
@@ -338,6 +341,7 @@ func (k *keeper) apply(want *Entry) error {
 		sender.Close()
 		return err
 	}
+	serving.worker = true
 	k.mu.Lock()
 	k.worker, k.parked = w, want.Orphaned
 	k.mu.Unlock()
@@ -368,6 +372,12 @@ func (k *keeper) end(grace time.Duration) {
 		return
 	}
 	k.have, k.narrow = nil, nil
+	// Not when all is settled: that may wait for what a change of subjects finds
+	// out once nobody asks for events.
+	serving := k.fleet.registry.serves(k.name)
+	serving.Lock()
+	serving.worker = false
+	serving.Unlock()
 	w.Stop(grace)
 	given := w.GivenUp()
 	k.mu.Lock()

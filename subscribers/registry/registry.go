@@ -82,8 +82,27 @@ type Registry struct {
 	log     *slog.Logger
 	profile profile
 
-	mu    sync.Mutex        // guards found
-	found map[string]oldest // by name
+	mu      sync.Mutex          // guards all below
+	found   map[string]oldest   // by name
+	serving map[string]*serving // by name
+}
+
+// serving keeps a worker's start and a change of its subjects in this process
+// apart: both set the cursor's filter.
+type serving struct {
+	sync.Mutex      // held while the filter is set
+	worker     bool // one is running; guarded by the above
+}
+
+func (r *Registry) serves(name string) *serving {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.serving[name]
+	if s == nil {
+		s = &serving{}
+		r.serving[name] = s
+	}
+	return s
 }
 
 // Open reads the bucket, which the broker has declared.
@@ -92,7 +111,7 @@ func Open(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Registry, e
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", broker.BucketSubscribers, err)
 	}
-	return &Registry{broker: b, kv: kv, log: log, found: map[string]oldest{}}, nil
+	return &Registry{broker: b, kv: kv, log: log, found: map[string]oldest{}, serving: map[string]*serving{}}, nil
 }
 
 // List gives all entries by name.
