@@ -75,6 +75,12 @@ func (d *Definition) settle() error {
 				errs = append(errs, err)
 			}
 		}
+		if name := d.endpoint(); name != "" && !validName(name) {
+			errs = append(errs, fmt.Errorf("%s.deliver.webhook.endpoint: want the name of an endpoint: lower-case letters, digits and dashes", path))
+		}
+		if strings.Contains(d.Deliver.Webhook.Path, hidden) {
+			errs = append(errs, fmt.Errorf("%s.deliver.webhook.path: its secret part is hidden, and it is another path than before; give the whole", path))
+		}
 		if strings.Contains(d.Deliver.Webhook.URL, hidden) {
 			errs = append(errs, fmt.Errorf("%s.deliver.webhook.url: its secret part is hidden, and it is another URL than before; give the whole", path))
 		}
@@ -104,8 +110,14 @@ func (d Definition) Redacted() Definition {
 // Redacted has hidden in d, so that what was read can be changed and sent back.
 func (d *Definition) Reveal(stored Definition) {
 	w, was := d.Deliver.Webhook, stored.Deliver.Webhook
-	if w != nil && was != nil && w.URL == was.Redacted().URL {
+	if w == nil || was == nil {
+		return
+	}
+	if w.URL == was.Redacted().URL {
 		w.URL = was.URL
+	}
+	if w.Path == was.Redacted().Path {
+		w.Path = was.Path
 	}
 }
 

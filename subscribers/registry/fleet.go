@@ -26,10 +26,14 @@ type Fleet struct {
 	log       *slog.Logger
 
 	watcher jetstream.KeyWatcher
+	moves   jetstream.KeyWatcher // of endpoints
 	watched sync.WaitGroup
 
 	mu      sync.Mutex // guards keepers
 	keepers map[string]*keeper
+
+	placing   sync.Mutex // guards endpoints
+	endpoints map[string]Endpoint
 }
 
 // StartFleet starts the workers of all subscribers there are, and returns when
@@ -40,9 +44,23 @@ func StartFleet(ctx context.Context, r *Registry, parts deliver.Parts, newSender
 	if err != nil {
 		return nil, fmt.Errorf("watch the subscribers: %w", err)
 	}
+	moves, err := r.endpoints.WatchAll(context.Background())
+	if err != nil {
+		_ = w.Stop() // it fails only when the connection is gone
+		return nil, fmt.Errorf("watch the endpoints: %w", err)
+	}
 	f := &Fleet{
 		registry: r, parts: parts, newSender: newSender, log: log,
-		watcher: w, keepers: map[string]*keeper{},
+		watcher: w, moves: moves, keepers: map[string]*keeper{}, endpoints: map[string]Endpoint{},
+	}
+	// First where they are, then who they are.
+	known := make(chan struct{})
+	f.watched.Go(func() { f.follow(known) })
+	select {
+	case <-known:
+	case <-ctx.Done():
+		f.Stop(0)
+		return nil, ctx.Err()
 	}
 	loaded := make(chan struct{})
 	f.watched.Go(func() { f.watch(loaded) })
@@ -80,6 +98,37 @@ func (f *Fleet) watch(loaded chan struct{}) {
 		}
 		first.Add(1)
 		k.set(want, first.Done)
+	}
+}
+
+// follow keeps the endpoints, and tells the keepers whose own has moved. It closes
+// known when it has those there were at the start.
+func (f *Fleet) follow(known chan struct{}) {
+	for u := range f.moves.Updates() {
+		if u == nil { // the end of what there was
+			close(known)
+			continue
+		}
+		f.placing.Lock()
+		was := f.endpoints[u.Key()]
+		delete(f.endpoints, u.Key())
+		if u.Operation() == jetstream.KeyValuePut {
+			e, err := decodeEndpoint(u)
+			if err != nil {
+				f.log.Error("unreadable endpoint, left as it was", "error", err)
+				e.Endpoint = was
+			}
+			f.endpoints[u.Key()] = e.Endpoint
+		}
+		moved := f.endpoints[u.Key()] != was
+		f.placing.Unlock()
+		f.mu.Lock()
+		for _, k := range f.keepers {
+			if moved && k.uses(u.Key()) {
+				k.nudge()
+			}
+		}
+		f.mu.Unlock()
 	}
 }
 
@@ -164,6 +213,7 @@ func (f *Fleet) with(name string, do func(*keeper, *deliver.Worker)) bool {
 // Stop stops all workers at once; see deliver.Worker.Stop.
 func (f *Fleet) Stop(grace time.Duration) {
 	_ = f.watcher.Stop() // it fails only when the connection is gone
+	_ = f.moves.Stop()
 	f.watched.Wait()
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -193,6 +243,7 @@ type keeper struct {
 
 	// Only run touches what follows.
 	have   *Entry           // what worker was started with
+	at     Endpoint         // where its endpoint was then
 	narrow <-chan time.Time // when its cursor's filter may be narrowed; nil: never
 }
 
@@ -201,10 +252,22 @@ func (k *keeper) set(want *Entry, applied func()) {
 	k.want = want
 	k.applied = append(k.applied, applied)
 	k.mu.Unlock()
+	k.nudge()
+}
+
+// nudge makes the keeper look again at what is wanted.
+func (k *keeper) nudge() {
 	select {
 	case k.wake <- struct{}{}:
 	default:
 	}
+}
+
+// uses says whether the subscriber is reached by an endpoint.
+func (k *keeper) uses(endpoint string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.want != nil && k.want.Definition.endpoint() == endpoint
 }
 
 func (k *keeper) stop(grace time.Duration) {
@@ -272,10 +335,7 @@ func (k *keeper) narrowed() {
 	switch {
 	case errors.Is(err, errLacking):
 		k.end(changeGrace)
-		select {
-		case k.wake <- struct{}{}:
-		default:
-		}
+		k.nudge()
 	case err != nil || !done:
 		k.fleet.log.Debug("a cursor's filter stays as wide as it is", "subscriber", k.name, "error", err)
 		k.narrow = time.After(narrowEvery)
@@ -299,19 +359,38 @@ func (k *keeper) apply(want *Entry) error {
 		}
 		return nil // the watcher brings the settled one
 	}
+	f := k.fleet
+	f.placing.Lock()
+	at := f.endpoints[want.Definition.endpoint()]
+	f.placing.Unlock()
+	// Where nobody knows where it is, it is parked: an endpoint may be missing
+	// for a moment only.
+	lost := want.Definition.endpoint() != "" && at == (Endpoint{})
+	held := want.Paused || want.Orphaned || lost
 	// One that was deleted and added again is another, with a new cursor.
 	if k.have != nil && reflect.DeepEqual(k.have.Definition, want.Definition) && k.have.Created.Equal(want.Created) &&
-		k.have.Orphaned == want.Orphaned && slices.EqualFunc(k.have.Epochs, want.Epochs, Epoch.equal) {
-		k.worker.SetPaused(want.Paused || want.Orphaned)
+		k.have.Orphaned == want.Orphaned && slices.EqualFunc(k.have.Epochs, want.Epochs, Epoch.equal) && k.at == at {
+		k.worker.SetPaused(held)
 		k.have = want
 		return nil
 	}
 	k.end(changeGrace)
 	// A parked subscriber gets nothing, but what it holds back has its limits.
 	sender := deliver.Sender(mute{})
-	if !want.Orphaned {
-		var err error
-		if sender, err = k.fleet.newSender(want.Definition); err != nil {
+	switch {
+	case want.Orphaned:
+	case lost:
+		f.log.Warn("subscriber parked: its endpoint is not defined", "subscriber", k.name, "endpoint", want.Definition.endpoint(),
+			"fix", "gridfan endpoints set "+want.Definition.endpoint()+" URL")
+	default:
+		d, err := want.Definition, error(nil)
+		if d.endpoint() != "" {
+			d, err = d.at(at)
+		}
+		if err == nil {
+			sender, err = f.newSender(d)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -333,7 +412,7 @@ func (k *keeper) apply(want *Entry) error {
 	judge := &judge{registry: k.fleet.registry, entry: *want}
 	w, err := deliver.Start(ctx, deliver.Subscriber{
 		Name: k.name, Subjects: filter, Wants: judge.wants,
-		StartSequence: want.StartSequence, Created: want.Created, Paused: want.Paused || want.Orphaned,
+		StartSequence: want.StartSequence, Created: want.Created, Paused: held,
 		Filter: match, Transform: apply,
 		Config: want.Definition.Config, Sender: sender,
 	}, k.fleet.parts)
@@ -343,13 +422,13 @@ func (k *keeper) apply(want *Entry) error {
 	}
 	serving.worker = true
 	k.mu.Lock()
-	k.worker, k.parked = w, want.Orphaned
+	k.worker, k.parked = w, want.Orphaned || lost
 	k.mu.Unlock()
-	k.have = want
+	k.have, k.at = want, at
 	if len(want.Epochs) > 1 {
 		k.narrow = time.After(narrowEvery)
 	}
-	k.fleet.log.Info("subscriber started", "subscriber", k.name, "subjects", want.Definition.Subjects, "paused", want.Paused, "parked", want.Orphaned)
+	k.fleet.log.Info("subscriber started", "subscriber", k.name, "subjects", want.Definition.Subjects, "paused", want.Paused, "parked", want.Orphaned || lost)
 	return nil
 }
 

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -228,6 +229,9 @@ type State struct {
 	Entry
 	Backlog Backlog
 	Held    *Held // nil: nothing
+	// Missing is the endpoint that it uses and that there is not, empty if there
+	// is. It is parked until then.
+	Missing string
 }
 
 // State tells of one subscriber.
@@ -241,7 +245,11 @@ func (r *Registry) State(ctx context.Context, e Entry) (State, error) {
 	if err != nil {
 		return st, err
 	}
-	st.Held, st.Backlog.Pending = p.Held, p.Pending
+	missing, err := r.missing(ctx, []Position{p})
+	if err != nil {
+		return st, err
+	}
+	st.Held, st.Backlog.Pending, st.Missing = p.Held, p.Pending, missing[e.Definition.Name]
 	return st, r.kept(ctx, e.Definition.Name, &st.Backlog)
 }
 
@@ -256,11 +264,36 @@ func (r *Registry) States(ctx context.Context) ([]State, error) {
 	if err != nil {
 		return nil, err
 	}
+	missing, err := r.missing(ctx, look.Positions)
+	if err != nil {
+		return nil, err
+	}
 	states := make([]State, 0, len(look.Positions))
 	for _, p := range look.Positions {
 		b := counts[p.Definition.Name]
 		b.Pending = p.Pending
-		states = append(states, State{p.Entry, b, p.Held})
+		states = append(states, State{p.Entry, b, p.Held, missing[p.Definition.Name]})
 	}
 	return states, nil
+}
+
+// missing gives the endpoints that subscribers use and that there are not.
+func (r *Registry) missing(ctx context.Context, positions []Position) (map[string]string, error) {
+	missing := map[string]string{}
+	for _, p := range positions {
+		if name := p.Definition.endpoint(); name != "" {
+			missing[p.Definition.Name] = name
+		}
+	}
+	if len(missing) == 0 {
+		return nil, nil
+	}
+	all, err := r.Endpoints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	maps.DeleteFunc(missing, func(_, name string) bool {
+		return slices.ContainsFunc(all, func(e EndpointEntry) bool { return e.Name == name })
+	})
+	return missing, nil
 }

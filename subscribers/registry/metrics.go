@@ -82,7 +82,7 @@ func (m *backlogMetrics) refresh() error {
 		}
 		for d, v := range map[*prometheus.Desc]float64{
 			m.pending: float64(s.Backlog.Pending), m.retry: float64(s.Backlog.Retry), m.dead: float64(s.Backlog.DeadLetters),
-			m.paused:   map[bool]float64{true: 1}[s.Paused || s.Orphaned],
+			m.paused:   map[bool]float64{true: 1}[s.Paused || s.Orphaned || s.Missing != ""],
 			m.draining: map[bool]float64{true: 1}[s.Drains()], m.held: held, m.oldest: max(0, oldest),
 		} {
 			m.last = append(m.last, prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, s.Definition.Name))

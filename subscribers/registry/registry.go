@@ -77,10 +77,11 @@ func (e *StaleError) Error() string {
 // Registry keeps the subscribers in a KV bucket that every replica watches.
 // It is safe for concurrent use.
 type Registry struct {
-	broker  *broker.Broker
-	kv      jetstream.KeyValue
-	log     *slog.Logger
-	profile profile
+	broker    *broker.Broker
+	kv        jetstream.KeyValue
+	endpoints jetstream.KeyValue
+	log       *slog.Logger
+	profile   profile
 
 	mu      sync.Mutex          // guards all below
 	found   map[string]oldest   // by name
@@ -111,36 +112,23 @@ func Open(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Registry, e
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", broker.BucketSubscribers, err)
 	}
-	return &Registry{broker: b, kv: kv, log: log, found: map[string]oldest{}, serving: map[string]*serving{}}, nil
+	endpoints, err := b.JetStream().KeyValue(ctx, broker.BucketEndpoints)
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", broker.BucketEndpoints, err)
+	}
+	return &Registry{broker: b, kv: kv, endpoints: endpoints, log: log, found: map[string]oldest{}, serving: map[string]*serving{}}, nil
 }
 
 // List gives all entries by name.
 func (r *Registry) List(ctx context.Context) ([]Entry, error) {
-	// A watcher reads all of them in one go, however many there are.
-	w, err := r.kv.WatchAll(ctx, jetstream.IgnoreDeletes())
+	entries := []Entry{}
+	err := readAll(ctx, r.kv, func(u jetstream.KeyValueEntry) error {
+		e, err := decodeEntry(u.Key(), u.Value(), u.Revision())
+		entries = append(entries, e)
+		return err
+	})
 	if err != nil {
 		return nil, err
-	}
-	defer w.Stop()
-	entries := []Entry{}
-	for complete := false; !complete; {
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case u, ok := <-w.Updates():
-			switch {
-			case !ok:
-				return nil, errors.New("the list of subscribers broke off")
-			case u == nil: // the end of what there is
-				complete = true
-			default:
-				e, err := decodeEntry(u.Key(), u.Value(), u.Revision())
-				if err != nil {
-					return nil, err
-				}
-				entries = append(entries, e)
-			}
-		}
 	}
 	slices.SortFunc(entries, func(a, b Entry) int {
 		return strings.Compare(a.Definition.Name, b.Definition.Name)
@@ -193,6 +181,9 @@ func (r *Registry) Add(ctx context.Context, d Definition) (Entry, error) {
 		case !errors.Is(err, ErrNotFound):
 			return Entry{}, err
 		}
+		if err := r.known(ctx, d); err != nil {
+			return Entry{}, fmt.Errorf("subscribers.%s.deliver.webhook.endpoint: %w", d.Name, err)
+		}
 		e, err = r.create(ctx, d, FromAPI)
 		if !errors.Is(err, jetstream.ErrKeyExists) { // somebody was quicker: with what?
 			return e, err
@@ -242,6 +233,9 @@ func (r *Registry) store(ctx context.Context, e *Entry) error {
 func (r *Registry) Replace(ctx context.Context, d Definition, revision uint64) (Entry, []Difference, error) {
 	if err := d.Validate(); err != nil {
 		return Entry{}, nil, err
+	}
+	if err := r.known(ctx, d); err != nil {
+		return Entry{}, nil, fmt.Errorf("subscribers.%s.deliver.webhook.endpoint: %w", d.Name, err)
 	}
 	var changed []Difference
 	e, err := r.update(ctx, d.Name, func(e *Entry) error {

@@ -34,8 +34,9 @@ type rig struct {
 	log  *slog.Logger
 	mu   sync.Mutex // guards all below
 	got  map[string][]string
-	down bool          // the subscribers answer 503
-	wait time.Duration // that they then ask for
+	at   map[string]string // the URL that an event was sent to, by subscriber and id
+	down bool              // the subscribers answer 503
+	wait time.Duration     // that they then ask for
 }
 
 func newRig(t *testing.T) *rig {
@@ -45,7 +46,7 @@ func newRig(t *testing.T) *rig {
 
 func openRig(t *testing.T, b *broker.Broker) *rig {
 	t.Helper()
-	return openRigWith(t, b, &rig{log: slog.New(slog.DiscardHandler), got: map[string][]string{}, wait: time.Minute})
+	return openRigWith(t, b, &rig{log: slog.New(slog.DiscardHandler), got: map[string][]string{}, at: map[string]string{}, wait: time.Minute})
 }
 
 // openRigWith makes g a rig on b.
@@ -66,7 +67,9 @@ func openRigWith(t *testing.T, b *broker.Broker, g *rig) *rig {
 	}
 	g.fleet, err = registry.StartFleet(t.Context(), r, deliver.Parts{
 		Broker: b, Recorder: recorder, Metrics: deliver.NewMetrics(prometheus.NewRegistry()), Log: log,
-	}, func(d registry.Definition) (deliver.Sender, error) { return &sender{g, d.Name}, nil }, log)
+	}, func(d registry.Definition) (deliver.Sender, error) {
+		return &sender{g, d.Name, d.Deliver.Webhook.URL}, nil
+	}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,6 +85,7 @@ func openRigWith(t *testing.T, b *broker.Broker, g *rig) *rig {
 type sender struct {
 	rig  *rig
 	name string
+	url  string
 }
 
 func (s *sender) Send(_ context.Context, e *event.Event) deliver.Attempt {
@@ -91,6 +95,9 @@ func (s *sender) Send(_ context.Context, e *event.Event) deliver.Attempt {
 		return deliver.Attempt{Outcome: deliver.Failed, Status: 503, Reason: "HTTP 503", RetryAfter: s.rig.wait}
 	}
 	s.rig.got[s.name] = append(s.rig.got[s.name], e.ID)
+	if s.rig.at != nil {
+		s.rig.at[s.name+" "+e.ID] = s.url
+	}
 	return deliver.Attempt{Outcome: deliver.Delivered, Status: 200}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 
 	"github.com/gridfan/gridfan/infra/secret"
 )
@@ -12,7 +13,11 @@ import (
 type Config struct {
 	// URL is the endpoint, http or https. Its query may carry a key, so show
 	// it only through Redacted.
-	URL string `json:"url"`
+	URL string `json:"url,omitempty"`
+	// Endpoint takes the place of URL: the name of an address that is kept
+	// elsewhere, and Path, which may be empty, what is added to it. See At.
+	Endpoint string `json:"endpoint,omitempty"`
+	Path     string `json:"path,omitempty"`
 	// Format is how an event is written. Default Structured.
 	Format Format `json:"format"`
 }
@@ -32,8 +37,12 @@ func (c *Config) Validate(path string) error {
 	var errs []error
 	u, err := url.Parse(c.URL)
 	switch {
+	case c.Endpoint != "":
+		errs = append(errs, c.validateEndpoint(path))
+	case c.Path != "":
+		errs = append(errs, fmt.Errorf("%s.path: only with endpoint; it is a part of url", path))
 	case c.URL == "":
-		errs = append(errs, fmt.Errorf("%s.url: missing; want the http or https URL that events are posted to", path))
+		errs = append(errs, fmt.Errorf("%s.url: missing; want the http or https URL that events are posted to, or endpoint", path))
 	case err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https"):
 		// The URL itself may hold a key: it is not repeated.
 		errs = append(errs, fmt.Errorf("%s.url: want http://host/path or https://host/path", path))
@@ -59,8 +68,44 @@ func (c Config) ValidateBatch(path string) error {
 	return nil
 }
 
+func (c *Config) validateEndpoint(path string) error {
+	u, err := url.Parse(c.Path)
+	switch {
+	case c.URL != "":
+		return fmt.Errorf("%s.url: url and endpoint exclude each other", path)
+	case c.Path == "":
+	case err != nil || u.Host != "" || u.Fragment != "" || !strings.HasPrefix(c.Path, "/"):
+		return fmt.Errorf("%s.path: want a path such as /orders, which is added to that of the endpoint", path)
+	}
+	return nil
+}
+
+// At gives c with the URL of its endpoint, to whose path and query its own are
+// added.
+func (c Config) At(endpoint string) (Config, error) {
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		return c, errors.New("not a URL") // it may hold a key
+	}
+	p, err := url.Parse(c.Path)
+	if err != nil {
+		return c, errors.New("not a path")
+	}
+	if c.Path != "" {
+		u = u.JoinPath(p.EscapedPath())
+		u.RawQuery = strings.Trim(u.RawQuery+"&"+p.RawQuery, "&")
+	}
+	c.URL, c.Endpoint, c.Path = u.String(), "", ""
+	return c, nil
+}
+
 // Redacted returns c with the secret parts of its URL hidden.
 func (c Config) Redacted() Config {
-	c.URL = secret.URL(c.URL)
+	if c.URL != "" {
+		c.URL = secret.URL(c.URL)
+	}
+	if path, _, query := strings.Cut(c.Path, "?"); query {
+		c.Path = path + "?" + secret.New(c.Path).String()
+	}
 	return c
 }

@@ -67,8 +67,9 @@ type Subscriber struct {
 	Note string `json:"note,omitempty"`
 	// Epochs say which events it wanted when, the oldest first.
 	Epochs []registry.Epoch `json:"epochs"`
-	// State is one of those below.
+	// State is one of those below, and Why the reason for being parked.
 	State   string           `json:"state"`
+	Why     string           `json:"why,omitempty"`
 	Backlog registry.Backlog `json:"backlog"`
 	// Held is the part of EVENTS that it makes us keep; nil when it has got
 	// everything.
@@ -77,11 +78,14 @@ type Subscriber struct {
 	Breaker *deliver.BreakerStatus `json:"breaker,omitempty"`
 }
 
+// Undeclared is why a subscriber is parked that a file declared.
+const Undeclared = "no longer in the file"
+
 // The states of a subscriber.
 const (
 	Active = "active"
 	Paused = "paused" // by an operator
-	Parked = "parked" // the configuration file no longer declares it
+	Parked = "parked" // see Why
 
 	Draining = "draining" // gets what waits and nothing new
 	Drained  = "drained"  // the same, and nothing waits any more

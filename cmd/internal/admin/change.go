@@ -51,6 +51,14 @@ func validated(err error) error {
 	return p
 }
 
+// misplaced makes a mistake in a definition of an endpoint that there is not.
+func misplaced(err error) error {
+	if errors.Is(err, registry.ErrNoEndpoint) {
+		return problem(http.StatusBadRequest, "bad-definition", err.Error()+"; add it first: gridfan endpoints set NAME URL")
+	}
+	return err
+}
+
 // replace gives a subscriber another definition.
 func (s *server) replace(w http.ResponseWriter, r *http.Request, d registry.Definition, revision uint64) (any, error) {
 	e, err := s.Registry.Get(r.Context(), d.Name)
@@ -71,7 +79,7 @@ func (s *server) replace(w http.ResponseWriter, r *http.Request, d registry.Defi
 	}
 	e, changed, err := s.Registry.Replace(r.Context(), d, revision)
 	if err != nil {
-		return nil, err
+		return nil, misplaced(err)
 	}
 	s.Log.Info("subscriber updated", "subscriber", d.Name, "changes", len(changed))
 	return s.one(w, r, e)

@@ -60,6 +60,7 @@ func NewHandler(p Parts, token secret.String) http.Handler {
 	api.Handle("POST /api/v1/subscribers/{name}/drain", handle(s.drain))
 	api.Handle("POST /api/v1/subscribers/{name}/probe", handle(s.probe))
 	api.Handle("POST /api/v1/subscribers/{name}/resume", handle(s.resume))
+	s.endpointRoutes(api)
 	s.quarantineRoutes(api)
 	listenRoutes(api, p)
 	s.trialRoutes(api)
@@ -192,7 +193,9 @@ func (s *server) view(e registry.State) Subscriber {
 	}
 	switch {
 	case e.Orphaned:
-		v.State = Parked
+		v.State, v.Why = Parked, Undeclared
+	case e.Missing != "":
+		v.State, v.Why = Parked, "there is no endpoint "+e.Missing
 	case e.Paused:
 		v.State = Paused
 	case e.Drains() && e.Backlog.Pending+e.Backlog.Retry > 0:
@@ -255,7 +258,7 @@ func (s *server) put(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	e, err := s.Registry.Add(r.Context(), d)
 	if err != nil {
-		return nil, err
+		return nil, misplaced(err)
 	}
 	s.Log.Info("subscriber added", "subscriber", d.Name, "subjects", d.Subjects, "start", d.Start)
 	return s.one(w, r, e)
@@ -396,6 +399,9 @@ func asProblem(err error) *Problem {
 		{quarantine.ErrNotFound, http.StatusNotFound, "no-such-entry", "see gridfan quarantine list"},
 		{quarantine.ErrNoSource, http.StatusConflict, "no-such-source", "configure it again, or drop the entry"},
 		{registry.ErrStart, http.StatusBadRequest, "bad-definition", "nothing was added"},
+		{registry.ErrNoEndpoint, http.StatusNotFound, "no-such-endpoint", "see gridfan endpoints list; add it with gridfan endpoints set"},
+		{registry.ErrEndpointExists, http.StatusConflict, "endpoint-exists", "move it with gridfan endpoints set (API: PUT with If-Match)"},
+		{registry.ErrEndpointInUse, http.StatusConflict, "endpoint-in-use", "change or delete those first"},
 		{registry.ErrDrainDeclared, http.StatusConflict, "drain-declared", "take drain: true out of the definition"},
 		{registry.ErrEpochs, http.StatusConflict, "too-many-changes", "let it have its events first: resume it, or see why it does not take them"},
 		{deadletters.ErrNotFound, http.StatusNotFound, "no-such-dead-letter", "see gridfan deadletters list"},

@@ -163,7 +163,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	if err := subscribers.Sweep(ctx); err != nil {
 		return fmt.Errorf("clear deleted subscribers: %w", err)
 	}
-	if err := subscribers.SyncFile(ctx, cfg.Subscribers); err != nil {
+	if err := subscribers.Sync(ctx, cfg.Endpoints, cfg.Subscribers); err != nil {
 		return err
 	}
 	metrics.MustRegister(registry.NewBacklogMetrics(subscribers, a.log))

@@ -112,7 +112,7 @@ Run it:              gridfan serve -c gridfan.yaml`,
 	root.SetVersionTemplate("gridfan {{.Version}}\n")
 	root.AddCommand(
 		newServe(env), newDev(env),
-		newSubscribe(env), newSubscribers(env),
+		newSubscribe(env), newSubscribers(env), newEndpoints(env),
 		newStatus(env), newBooks(env), newWhy(env), newTrigger(env), newListen(env), newQuarantine(env), newConfig(env),
 		newDeadLetters(env), newReplay(env), newJobs(env),
 	)

@@ -24,8 +24,16 @@ type setting struct {
 // settings are the flags that subscribe and update share. An empty value takes
 // the default again.
 var settings = []setting{
-	{"url", []string{"deliver.webhook.url"}, "http or https URL that events are posted to", func(d *registry.Definition, v string) error {
-		hook(d).URL = v
+	{"url", []string{"deliver.webhook.url", "deliver.webhook.endpoint", "deliver.webhook.path"}, "http or https URL that events are posted to", func(d *registry.Definition, v string) error {
+		hook(d).URL, hook(d).Endpoint, hook(d).Path = v, "", ""
+		return nil
+	}},
+	{"endpoint", []string{"deliver.webhook.url", "deliver.webhook.endpoint"}, "name of an endpoint, in the place of --url; see gridfan endpoints", func(d *registry.Definition, v string) error {
+		hook(d).URL, hook(d).Endpoint = "", v
+		return nil
+	}},
+	{"path", []string{"deliver.webhook.path"}, "path that is added to that of the endpoint, as in /orders", func(d *registry.Definition, v string) error {
+		hook(d).Path = v
 		return nil
 	}},
 	{"format", []string{"deliver.webhook.format"}, "cloudevents (one JSON object) or cloudevents-binary (attributes as headers)", func(d *registry.Definition, v string) error {
@@ -137,6 +145,8 @@ func definitionFlags(c *cobra.Command) (apply func(*registry.Definition) (keys [
 	for _, s := range settings {
 		c.Flags().String(s.flag, "", s.usage)
 	}
+	c.MarkFlagsMutuallyExclusive("url", "endpoint")
+	c.MarkFlagsMutuallyExclusive("url", "path")
 	return func(d *registry.Definition) (keys []string, err error) {
 		if c.Flags().Changed("subject") {
 			d.Subjects, keys = subjects, append(keys, "subjects")

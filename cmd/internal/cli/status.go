@@ -150,6 +150,9 @@ func whoHolds(s *admin.Status, now time.Time) string {
 			fix = "gridfan subscribers resume " + name
 		case admin.Parked:
 			fix = "declare it again, or gridfan subscribers delete " + name
+			if sub.Why != admin.Undeclared {
+				fix = sub.Why + "; gridfan endpoints list shows those there are"
+			}
 		}
 		fmt.Fprintf(&lines, "  %s  %s, its oldest event %s old: %s\n", name, size(uint64(sub.Held.Bytes)), roughly(now.Sub(sub.Held.Since)), fix)
 	}

@@ -33,16 +33,16 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 		Example: `  gridfan subscribe warehouse --subject 'events.fno.*.usmf.>' --url https://wms.example.com/events
   gridfan subscribe finance --subject 'events.fno.>' --filter 'event.data.?InvoiceAmount.orValue(0) > 1000' --transform '{invoice: .InvoiceId}' --url https://fin.example.com/
   gridfan subscribe audit --subject 'events.>' --url http://127.0.0.1:9000/ --format cloudevents-binary --start beginning
-  gridfan subscribe late --subject 'events.>' --url http://127.0.0.1:9000/ --start 2026-11-01T00:00:00Z`,
+  gridfan subscribe late --subject 'events.>' --url http://127.0.0.1:9000/ --start 2026-11-01T00:00:00Z
+  gridfan subscribe orders --subject 'events.fno.>' --endpoint wms --path /orders`,
 		Args: exactly("NAME"),
 	}
 	client := adminFlags(c, env)
 	apply := definitionFlags(c)
 	c.Flags().StringVar(&start, "start", string(registry.Now), "where it begins: now, beginning (everything still stored), a time such as 2026-11-01T00:00:00Z, or the sequence of an event")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the subscriber as JSON")
-	for _, name := range []string{"subject", "url"} {
-		_ = c.MarkFlagRequired(name) // it fails only for an unknown flag
-	}
+	_ = c.MarkFlagRequired("subject") // it fails only for an unknown flag
+	c.MarkFlagsOneRequired("url", "endpoint")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		d.Name = args[0]
 		d.Start = registry.Start(start)
@@ -70,7 +70,7 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 			fmt.Fprintln(env.Out, "Note: "+s.Note)
 		}
 		_, err = fmt.Fprintf(env.Out, "%s gets %s\n  subjects  %s\n  url       %s\nSee how it is doing:  gridfan subscribers show %s\n",
-			d.Name, from, strings.Join(d.Subjects, ", "), d.Redacted().Deliver.Webhook.URL, d.Name)
+			d.Name, from, strings.Join(d.Subjects, ", "), where(d), d.Name)
 		return failed(err)
 	}
 	return c
@@ -323,7 +323,7 @@ func doing(s admin.Subscriber, now time.Time) string {
 	case s.State == admin.Paused:
 		return "paused"
 	case s.State == admin.Parked:
-		return "parked: no longer in the file"
+		return "parked: " + s.Why
 	case s.State == admin.Drained:
 		return "drained"
 	case s.Breaker == nil:
@@ -380,7 +380,7 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 		row("transform", "%s", oneLine(d.Transform))
 	}
 	if h := d.Deliver.Webhook; h != nil {
-		row("url", "%s", h.URL)
+		row("url", "%s", where(d))
 		row("format", "%s", h.Format)
 	}
 	row("doing", "%s", doing(s, now))
@@ -433,6 +433,15 @@ func oneLine(s string) string {
 	return printable([]byte(strings.NewReplacer("\r\n", " ", "\n", " ", "\t", " ").Replace(strings.TrimSpace(s))))
 }
 
+// where tells where events are posted.
+func where(d registry.Definition) string {
+	h := d.Redacted().Deliver.Webhook
+	if h.Endpoint == "" {
+		return h.URL
+	}
+	return strings.TrimSpace("endpoint " + h.Endpoint + " " + h.Path)
+}
+
 func waits(schedule []deliver.Duration) string {
 	words := make([]string, len(schedule))
 	for i, wait := range schedule {
@@ -458,6 +467,8 @@ func nextStep(s admin.Subscriber) string {
 	switch {
 	case s.State == admin.Paused:
 		return "Its events wait. Go on:  gridfan subscribers resume " + name
+	case s.State == admin.Parked && s.Why != admin.Undeclared:
+		return "Its events wait until it is known where they go:  gridfan endpoints set " + s.Definition.Deliver.Webhook.Endpoint + " URL"
 	case s.State == admin.Parked:
 		return "Declare it in the configuration file again, or:  gridfan subscribers delete " + name
 	case s.State == admin.Drained:

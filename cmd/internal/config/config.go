@@ -41,6 +41,7 @@ type Config struct {
 	Dedup       publish.Dedup
 	Sources     []ingress.Source      // at least one, sorted by name
 	Subscribers []registry.Definition // sorted by name; more can be added live
+	Endpoints   []registry.Endpoint   // sorted by name; the same
 
 	// Warnings are what should be changed but stops nothing.
 	Warnings []Problem

@@ -219,6 +219,10 @@ subscribers:
     subjects: events.>
     deliver: { webhook: { url: http://localhost/ } }
     limits: { concurrency: "${env:EIGHT}" }
+  orders:
+    subjects: events.>
+    deliver: { webhook: { endpoint: wms, path: /orders } }
+endpoints: { wms: { url: "https://${env:HOST}/in?code=${env:CODE}" } }
 `
 
 const external = `
@@ -335,6 +339,10 @@ func TestParse(t *testing.T) {
 				Deliver: registry.Deliver{Webhook: &webhook.Config{URL: "http://localhost/", Format: webhook.Structured}},
 				Start:   registry.Now, Config: defaults,
 			}, {
+				Name: "orders", Subjects: []string{"events.>"},
+				Deliver: registry.Deliver{Webhook: &webhook.Config{Endpoint: "wms", Path: "/orders", Format: webhook.Structured}},
+				Start:   registry.Now, Config: defaults,
+			}, {
 				Name: "warehouse", Subjects: []string{"events.fno.*.usmf.>", "events.eventgrid.>"},
 				Filter: `event.legalentity != "${env:HOST}"`, Transform: `{"${env:HOST}": .a, b: $event.id}`,
 				Deliver: registry.Deliver{Webhook: &webhook.Config{
@@ -364,6 +372,7 @@ func TestParse(t *testing.T) {
 					},
 				},
 			}},
+			Endpoints: []registry.Endpoint{{Name: "wms", URL: "https://wms.example.com/in?code=canary-code-in-url"}},
 		}},
 		{"external broker", external, &Config{
 			Listen: Listen{Public: ":8080", Admin: "127.0.0.1:8081"},
@@ -460,8 +469,8 @@ func TestOddInput(t *testing.T) {
 		{"too large", strings.Repeat("# \n", 500_000), "f:1:1: the file is larger than 1048576 bytes\n"},
 		{"wide characters before", "{ ü: 1, \"é\": 2 }",
 			"f:1:1: sources: want at least one source (examples/gridfan.yaml is a complete one)\n" +
-				"f:1:3: unknown key; known here: listen, broker, storage, sources, subscribers\n" +
-				"f:1:9: unknown key; known here: listen, broker, storage, sources, subscribers\n"},
+				"f:1:3: unknown key; known here: listen, broker, storage, sources, subscribers, endpoints\n" +
+				"f:1:9: unknown key; known here: listen, broker, storage, sources, subscribers, endpoints\n"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -505,6 +514,7 @@ func TestNoLeak(t *testing.T) {
 		"listen:\n public:\n  trustedProxies: [ '${env:X}' ]\n  tls:\n   cert: '${env:X}'\n   key: %s\n",
 		"subscribers:\n s:\n  deliver:\n   webhook:\n    url: %s\n    format: ${env:X}\n", "subscribers:\n s:\n  deliver:\n   webhook:\n    url:%s\n    format: x\n",
 		"subscribers:\n s:\n  deliver: { webhook: { url: %s } }\n  limits: { timeout: '${env:X}', concurrency: '${env:X}' }\n  start: '${env:X}'\n",
+		"endpoints:\n s:\n  url: %s\n", "subscribers:\n s:\n  deliver: { webhook: { endpoint: '${env:X}', path: '${env:X}' } }\n",
 	}
 	for _, value := range []string{canary, "1" + canary, canary + "\n" + canary, "https://" + canary + "\x7f/", canary + `"` + canary} {
 		for _, shape := range shapes {

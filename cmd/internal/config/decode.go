@@ -95,8 +95,12 @@ func (d *decoder) config(root *value) *Config {
 		at, path, _ := root.locate("sources")
 		d.problem(at, path, "want at least one source (%s)", example)
 	}
+	for _, f := range sorted(root.get("endpoints")) {
+		c.Endpoints = append(c.Endpoints, d.endpoint(f))
+	}
 	for _, f := range sorted(root.get("subscribers")) {
 		c.Subscribers = append(c.Subscribers, d.subscriber(f))
+		d.placed(f, c.Endpoints)
 	}
 	return c
 }
@@ -199,8 +203,10 @@ func (d *decoder) subscriber(f *field) registry.Definition {
 	}
 	if w := v.get("deliver", "webhook"); w != nil {
 		s.Deliver.Webhook = &webhook.Config{
-			URL:    d.text(w.get("url")),
-			Format: webhook.Format(d.choice(w.get("format"))),
+			URL:      d.text(w.get("url")),
+			Endpoint: d.text(w.get("endpoint")),
+			Path:     d.text(w.get("path")),
+			Format:   webhook.Format(d.choice(w.get("format"))),
 		}
 	}
 	s.Config = d.delivery(v)

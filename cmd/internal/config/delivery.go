@@ -1,7 +1,9 @@
 package config
 
 import (
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
@@ -42,6 +44,26 @@ func (d *decoder) delivery(v *value) deliver.Config {
 			RampUp:     d.durationOrNone(breaker.get("rampUp")),
 		},
 	}
+}
+
+func (d *decoder) endpoint(f *field) registry.Endpoint {
+	e := registry.Endpoint{Name: f.name, URL: d.text(f.value.get("url"))}
+	d.validated(e.Validate(), f.value, "endpoints."+f.name)
+	return e
+}
+
+// placed warns of a subscriber whose endpoint is not in the file: it may have been
+// made by API, or be a typing error.
+func (d *decoder) placed(subscriber *field, endpoints []registry.Endpoint) {
+	v := subscriber.value.get("deliver", "webhook", "endpoint")
+	if v == nil || v.kind != text || d.troubled("endpoints") {
+		return
+	}
+	if slices.ContainsFunc(endpoints, func(e registry.Endpoint) bool { return e.Name == v.text }) || strings.Contains(v.text, "$") {
+		return
+	}
+	d.warnings = append(d.warnings, Problem{d.file, v.at.line, v.at.column, v.path,
+		"this file has no such endpoint; unless it was added with gridfan endpoints set, the subscriber is parked"})
 }
 
 // start reads where a new subscriber begins. A sequence needs no quotes.

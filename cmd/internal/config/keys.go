@@ -79,6 +79,8 @@ var accepted = []string{
 	"subscribers.<name>.filter",
 	"subscribers.<name>.transform",
 	"subscribers.<name>.deliver.webhook.url",
+	"subscribers.<name>.deliver.webhook.endpoint",
+	"subscribers.<name>.deliver.webhook.path",
 	"subscribers.<name>.deliver.webhook.format",
 	"subscribers.<name>.drain",
 	"subscribers.<name>.start",
@@ -103,6 +105,7 @@ var accepted = []string{
 	"subscribers.<name>.breaker.maxOpenFor",
 	"subscribers.<name>.breaker.probes",
 	"subscribers.<name>.breaker.rampUp",
+	"endpoints.<name>.url",
 }
 
 // later holds the keys of capabilities still to come. They are refused by name:
@@ -128,8 +131,7 @@ var later = map[string]string{
 	"subscribers.<name>.deliver.webhook.tls":       "client certificates and own authorities are not part of this version yet; remove the key",
 	"subscribers.<name>.deliver.webhook.transform": "transforms (jq) are not part of this version yet; remove the key",
 
-	"endpoints": "shared endpoints are not part of this version yet; write each URL where it is used",
-	"egress":    "egress rules are not part of this version yet; remove the key",
+	"egress": "egress rules are not part of this version yet; remove the key",
 }
 
 // laterValues does the same for values of keys that are known.
