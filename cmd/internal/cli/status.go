@@ -150,7 +150,7 @@ func whoHolds(s *admin.Status, now time.Time) string {
 			fix = "gridfan subscribers resume " + name
 		case admin.Parked:
 			fix = "declare it again, or gridfan subscribers delete " + name
-			if sub.Why != admin.Undeclared {
+			if sub.Why != "" && sub.Why != admin.Undeclared {
 				fix = sub.Why + "; gridfan endpoints list shows those there are"
 			}
 		}
