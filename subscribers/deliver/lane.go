@@ -99,10 +99,10 @@ func (l *lane) counts() bool { return l.w.gate != nil && l.stream == broker.Stre
 // stream is its own affair.
 func (l *lane) declare(ctx context.Context) (made bool, err error) {
 	cfg := l.consumer
-	fresh := true
+	at := otherStream
 	if l.w.parts.Positions != nil {
 		cfg.MemoryStorage = true
-		if fresh, err = l.begin(ctx, &cfg); err != nil {
+		if at, err = l.begin(ctx, &cfg); err != nil {
 			return false, err
 		}
 	}
@@ -123,24 +123,32 @@ func (l *lane) declare(ctx context.Context) (made bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case made && fresh:
+	case made && at == otherStream:
 		// What was settled before was settled for another cursor, perhaps even
 		// on another stream, whose sequences say nothing of this one's.
 		l.fresh = true
 		l.w.settled.clear()
-	case made:
+	case made && at == known:
 		l.early = cfg.MaxAckPending
 	}
 	l.reader = consumerReader{c, l.w.link}
 	return made, nil
 }
 
-// begin finds out where a cursor is to begin that is kept in memory. fresh says
-// that what is known is of another stream.
-func (l *lane) begin(ctx context.Context, cfg *jetstream.ConsumerConfig) (fresh bool, err error) {
+// whence is what is known of where a subscriber has got to.
+type whence int
+
+const (
+	unknown     whence = iota // it begins
+	known                     // it has got events of this stream before
+	otherStream               // what is known says nothing of this stream
+)
+
+// begin finds out where a cursor is to begin that is kept in memory.
+func (l *lane) begin(ctx context.Context, cfg *jetstream.ConsumerConfig) (at whence, err error) {
 	s, err := l.w.js.Stream(ctx, l.stream)
 	if err != nil {
-		return false, err
+		return unknown, err
 	}
 	// An earlier version had it in a file: it goes on from there.
 	inFile := false
@@ -148,29 +156,35 @@ func (l *lane) begin(ctx context.Context, cfg *jetstream.ConsumerConfig) (fresh 
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
 	case err != nil:
-		return false, err
+		return unknown, err
 	case c.CachedInfo().Config.MemoryStorage:
-		return false, nil
+		return known, nil
 	default:
-		inFile = true
+		inFile, at = true, known
 	}
 	if l.stream == broker.StreamEvents {
 		stream, p := s.CachedInfo().Created, l.w.parts.Positions
-		var from uint64
-		from, fresh = p.begin(&l.w.sub, stream)
-		if inFile {
-			from, fresh = max(from, c.CachedInfo().AckFloor.Stream+1), false
+		from, other := p.begin(&l.w.sub, stream)
+		switch {
+		case inFile:
+			from = max(from, c.CachedInfo().AckFloor.Stream+1)
+		case other:
+			at = otherStream
+		case from > 0:
+			at = known
 		}
 		cfg.OptStartSeq = max(cfg.OptStartSeq, from)
 		if err := p.set(&l.w.sub, stream, cfg.OptStartSeq-1); err != nil {
-			return false, err
+			return at, err
 		}
+	} else if s.CachedInfo().State.Msgs > 0 {
+		at = known // what is there is what is not settled
 	}
 	if inFile {
 		l.w.log.Info("the cursor is kept in memory from now on", "stream", l.stream)
-		return fresh, s.DeleteConsumer(ctx, cfg.Durable)
+		return at, s.DeleteConsumer(ctx, cfg.Durable)
 	}
-	return fresh, nil
+	return at, nil
 }
 
 func (l *lane) reading() reader {

@@ -388,7 +388,15 @@ func (w *worker) purge(subjects ...string) {
 	defer cancel()
 	s, err := w.js.Stream(ctx, broker.StreamRetry)
 	for _, subject := range subjects {
-		if err == nil {
+		if err != nil {
+			break
+		}
+		// There is hardly ever something, and a purge asks all cursors of the
+		// stream.
+		_, err = s.GetLastMsgForSubject(ctx, subject)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			err = nil
+		} else if err == nil {
 			err = s.Purge(ctx, jetstream.WithPurgeSubject(subject))
 		}
 	}

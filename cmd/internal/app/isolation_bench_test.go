@@ -18,7 +18,7 @@ import (
 // by byte; in turns with rounds in which all are well. Every event must reach
 // the others, and what a delivery costs is compared.
 func BenchmarkIsolationAt500(b *testing.B) {
-	const all, dead, slow, rounds, events = 500, 50, 50, 4, 40
+	const all, dead, slow, rounds, events = 500, 50, 50, 1, 40
 	const concurrency, failures = 4, 5
 	for b.Loop() {
 		r := startReceivers(b)
