@@ -5,6 +5,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/gridfan/gridfan/infra/secret"
@@ -118,6 +119,9 @@ func (d *Definition) Reveal(stored Definition) {
 	}
 	if w.Path == was.Redacted().Path {
 		w.Path = was.Path
+	}
+	if slices.Equal(w.Sign.Keys, was.Redacted().Sign.Keys) {
+		w.Sign.Keys = was.Sign.Keys
 	}
 }
 

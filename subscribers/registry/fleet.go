@@ -245,6 +245,7 @@ type keeper struct {
 	have   *Entry           // what worker was started with
 	at     Endpoint         // where its endpoint was then
 	narrow <-chan time.Time // when its cursor's filter may be narrowed; nil: never
+	expiry <-chan time.Time // when a key of its stops signing; nil: never
 }
 
 func (k *keeper) set(want *Entry, applied func()) {
@@ -299,6 +300,9 @@ func (k *keeper) run() {
 		case <-k.narrow:
 			k.narrowed()
 			continue
+		case <-k.expiry:
+			k.expired()
+			continue
 		}
 		k.mu.Lock()
 		want, applied := k.want, k.applied
@@ -342,6 +346,17 @@ func (k *keeper) narrowed() {
 	}
 }
 
+// expired has the keys dropped that sign no longer; the watcher brings the rest.
+func (k *keeper) expired() {
+	k.expiry = nil
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := k.fleet.registry.expireKeys(ctx, k.name); err != nil && !errors.Is(err, ErrNotFound) {
+		k.fleet.log.Warn("an old signing key still signs, trying again", "subscriber", k.name, "error", err)
+		k.expiry = time.After(10 * time.Second)
+	}
+}
+
 // apply makes the worker what the entry wants.
 func (k *keeper) apply(want *Entry) error {
 	if want == nil {
@@ -369,7 +384,7 @@ func (k *keeper) apply(want *Entry) error {
 	held := want.Paused || want.Orphaned || lost
 	// One that was deleted and added again is another, with a new cursor.
 	if k.have != nil && reflect.DeepEqual(k.have.Definition, want.Definition) && k.have.Created.Equal(want.Created) &&
-		k.have.Orphaned == want.Orphaned && slices.EqualFunc(k.have.Epochs, want.Epochs, Epoch.equal) && k.at == at {
+		k.have.Orphaned == want.Orphaned && slices.EqualFunc(k.have.Epochs, want.Epochs, Epoch.equal) && slices.EqualFunc(k.have.Keys, want.Keys, Key.equal) && k.at == at {
 		k.worker.SetPaused(held)
 		k.have = want
 		return nil
@@ -388,7 +403,7 @@ func (k *keeper) apply(want *Entry) error {
 			d, err = d.at(at)
 		}
 		if err == nil {
-			sender, err = f.newSender(d)
+			sender, err = f.newSender(want.signed(d, time.Now()))
 		}
 		if err != nil {
 			return err
@@ -425,6 +440,9 @@ func (k *keeper) apply(want *Entry) error {
 	k.worker, k.parked = w, want.Orphaned || lost
 	k.mu.Unlock()
 	k.have, k.at = want, at
+	if at := want.nextExpiry(); !at.IsZero() {
+		k.expiry = time.After(time.Until(at))
+	}
 	if len(want.Epochs) > 1 {
 		k.narrow = time.After(narrowEvery)
 	}
@@ -450,7 +468,7 @@ func (k *keeper) end(grace time.Duration) {
 	if w == nil {
 		return
 	}
-	k.have, k.narrow = nil, nil
+	k.have, k.narrow, k.expiry = nil, nil, nil
 	// Not when all is settled: that may wait for what a change of subjects finds
 	// out once nobody asks for events.
 	serving := k.fleet.registry.serves(k.name)

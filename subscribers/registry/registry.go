@@ -36,6 +36,10 @@ type Entry struct {
 	// one.
 	Epochs  []Epoch   `json:"epochs,omitempty"`
 	Created time.Time `json:"created"`
+	// Keys are the signing keys that gridfan made for it, the newest first.
+	Keys []Key `json:"keys,omitempty"`
+	// NewKey is one of them that was just made: it can be shown this once.
+	NewKey *Key `json:"-"`
 	// Note says what is to know of one that was just added, empty if nothing.
 	Note string `json:"-"`
 	// Revision is that of the key in the bucket: it grows with every change.
@@ -201,6 +205,7 @@ func (r *Registry) create(ctx context.Context, d Definition, o Origin) (Entry, e
 		r.log.Warn("a new subscriber does not begin where it should", "subscriber", d.Name, "start", d.Start, "detail", e.Note)
 	}
 	e.Epochs = []Epoch{{From: e.StartSequence, Subjects: e.inForce()}}
+	e.key(e.Created)
 	b, err := json.Marshal(e)
 	if err != nil {
 		return e, err
@@ -281,6 +286,7 @@ func (r *Registry) update(ctx context.Context, name string, change func(*Entry) 
 		if err := change(&e); err != nil {
 			return e, err
 		}
+		e.key(time.Now())
 		if err := r.turn(ctx, &e); err != nil {
 			return before, fmt.Errorf("subscriber %q: %w", name, err)
 		}
@@ -294,7 +300,9 @@ func (r *Registry) update(ctx context.Context, name string, change func(*Entry) 
 		if err != nil || e.settled() {
 			return e, err
 		}
-		return r.settle(ctx, name)
+		settled, err := r.settle(ctx, name)
+		settled.NewKey = e.NewKey
+		return settled, err
 	}
 }
 

@@ -20,6 +20,8 @@ type Config struct {
 	Path     string `json:"path,omitempty"`
 	// Format is how an event is written. Default Structured.
 	Format Format `json:"format"`
+	// Sign says whether requests are signed. Its keys are secret.
+	Sign Signing `json:"sign,omitzero"`
 }
 
 // Format is the form in which an event goes out.
@@ -55,6 +57,9 @@ func (c *Config) Validate(path string) error {
 	case Structured, Binary:
 	default:
 		errs = append(errs, fmt.Errorf("%s.format: want %s or %s, got %q", path, Structured, Binary, c.Format))
+	}
+	if err := c.Sign.validate(path + ".sign"); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -99,8 +104,9 @@ func (c Config) At(endpoint string) (Config, error) {
 	return c, nil
 }
 
-// Redacted returns c with the secret parts of its URL hidden.
+// Redacted returns c with the secret parts of its URL and its keys hidden.
 func (c Config) Redacted() Config {
+	c.Sign = c.Sign.redacted()
 	if c.URL != "" {
 		c.URL = secret.URL(c.URL)
 	}

@@ -63,6 +63,10 @@ type Subscriber struct {
 	Definition registry.Definition `json:"definition"`
 	Origin     registry.Origin     `json:"origin"`
 	Created    time.Time           `json:"created"`
+	// Keys are those that gridfan made and signs with, the newest first.
+	Keys []SigningKey `json:"keys,omitempty"`
+	// SigningKey is one that was just made. It is shown this once.
+	SigningKey string `json:"signingKey,omitempty"`
 	// Note says what is to know of one that was just added; empty otherwise.
 	Note string `json:"note,omitempty"`
 	// Epochs say which events it wanted when, the oldest first.
@@ -76,6 +80,14 @@ type Subscriber struct {
 	Held *registry.Held `json:"held,omitempty"`
 	// Breaker is how this process sees the subscriber; nil without a worker.
 	Breaker *deliver.BreakerStatus `json:"breaker,omitempty"`
+}
+
+// SigningKey is a signing key without its secret.
+type SigningKey struct {
+	ID      string    `json:"id"`
+	Created time.Time `json:"created"`
+	// Expires is when it stops signing; zero for the one in use.
+	Expires time.Time `json:"expires,omitzero"`
 }
 
 // Undeclared is why a subscriber is parked that a file declared.

@@ -2,11 +2,15 @@ package admin
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
+	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 )
 
@@ -83,6 +87,43 @@ func (s *server) replace(w http.ResponseWriter, r *http.Request, d registry.Defi
 	}
 	s.Log.Info("subscriber updated", "subscriber", d.Name, "changes", len(changed))
 	return s.one(w, r, e)
+}
+
+// RotateRequest is the body of POST /api/v1/subscribers/{name}/rotate-key.
+type RotateRequest struct {
+	// Overlap is how long the keys before still sign; empty means as the
+	// definition says.
+	Overlap *deliver.Duration `json:"overlap,omitempty"`
+}
+
+func (s *server) rotateKey(w http.ResponseWriter, r *http.Request) (any, error) {
+	var req RotateRequest
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxDefinition))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&req); err != nil && !errors.Is(err, io.EOF) {
+		return nil, problem(http.StatusBadRequest, "bad-parameter", "the body is no order to rotate a key: "+err.Error())
+	}
+	overlap := time.Duration(-1)
+	if req.Overlap != nil {
+		overlap = req.Overlap.Std()
+		if overlap < 0 || overlap > maxOverlap {
+			return nil, problem(http.StatusBadRequest, "bad-parameter", "overlap: want up to 30d")
+		}
+	}
+	e, err := s.Registry.RotateKey(r.Context(), r.PathValue("name"), overlap)
+	if err != nil {
+		return nil, err
+	}
+	return s.one(w, r, e)
+}
+
+const maxOverlap = 30 * 24 * time.Hour
+
+// RotateKey makes a new signing key for one; overlap is how long those before it
+// still sign, nil as its definition says.
+func (c *Client) RotateKey(ctx context.Context, name string, overlap *deliver.Duration) (*Subscriber, error) {
+	var s Subscriber
+	return &s, c.call(ctx, http.MethodPost, path(name)+"/rotate-key", RotateRequest{overlap}, &s)
 }
 
 // Read asks for one subscriber with the ETag of its version.

@@ -60,6 +60,7 @@ func NewHandler(p Parts, token secret.String) http.Handler {
 	api.Handle("POST /api/v1/subscribers/{name}/drain", handle(s.drain))
 	api.Handle("POST /api/v1/subscribers/{name}/probe", handle(s.probe))
 	api.Handle("POST /api/v1/subscribers/{name}/resume", handle(s.resume))
+	api.Handle("POST /api/v1/subscribers/{name}/rotate-key", handle(s.rotateKey))
 	s.endpointRoutes(api)
 	s.quarantineRoutes(api)
 	listenRoutes(api, p)
@@ -191,6 +192,9 @@ func (s *server) view(e registry.State) Subscriber {
 		Definition: e.Definition.Redacted(), Origin: e.Origin, Created: e.Created, State: Active, Epochs: e.Epochs,
 		Backlog: e.Backlog, Held: e.Held,
 	}
+	for _, k := range e.Keys {
+		v.Keys = append(v.Keys, SigningKey{k.ID, k.Created, k.Expires})
+	}
 	switch {
 	case e.Orphaned:
 		v.State, v.Why = Parked, Undeclared
@@ -220,6 +224,9 @@ func (s *server) one(w http.ResponseWriter, r *http.Request, e registry.Entry) (
 	setETag(w, e.Revision)
 	v := s.view(st)
 	v.Note = e.Note
+	if e.NewKey != nil {
+		v.SigningKey = e.NewKey.Secret
+	}
 	return v, err
 }
 
@@ -399,6 +406,9 @@ func asProblem(err error) *Problem {
 		{quarantine.ErrNotFound, http.StatusNotFound, "no-such-entry", "see gridfan quarantine list"},
 		{quarantine.ErrNoSource, http.StatusConflict, "no-such-source", "configure it again, or drop the entry"},
 		{registry.ErrStart, http.StatusBadRequest, "bad-definition", "nothing was added"},
+		{registry.ErrNotSigned, http.StatusConflict, "not-signed", "switch it on with sign: true (gridfan subscribers update NAME --sign)"},
+		{registry.ErrKeysDeclared, http.StatusConflict, "keys-declared", "put the new key before the old ones there"},
+		{registry.ErrTooManyKeys, http.StatusConflict, "too-many-keys", "wait until one expires, or let them all expire now: --overlap 0s"},
 		{registry.ErrNoEndpoint, http.StatusNotFound, "no-such-endpoint", "see gridfan endpoints list; add it with gridfan endpoints set"},
 		{registry.ErrEndpointExists, http.StatusConflict, "endpoint-exists", "move it with gridfan endpoints set (API: PUT with If-Match)"},
 		{registry.ErrEndpointInUse, http.StatusConflict, "endpoint-in-use", "change or delete those first"},

@@ -313,7 +313,11 @@ func (a *App) spooled(ctx context.Context) uint64 {
 
 // newSender makes the way out that a definition asks for.
 func (a *App) newSender(d registry.Definition) (deliver.Sender, error) {
-	return webhook.New(*d.Deliver.Webhook, webhook.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version})
+	keys, err := d.Deliver.Webhook.Sign.Parse()
+	if err != nil {
+		return nil, err
+	}
+	return webhook.New(*d.Deliver.Webhook, webhook.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version, Keys: keys})
 }
 
 // compile makes a filter of what an operator wrote.

@@ -40,6 +40,16 @@ var settings = []setting{
 		hook(d).Format = webhook.Format(v)
 		return nil
 	}},
+	{"sign", []string{"deliver.webhook.sign"}, "sign posts (Standard Webhooks) with a key that is made and shown once; =false stops it", func(d *registry.Definition, v string) error {
+		on, err := strconv.ParseBool(v)
+		if err != nil {
+			return fmt.Errorf("want true or false, got %q", v)
+		}
+		if on != hook(d).Sign.On {
+			hook(d).Sign = webhook.Signing{On: on}
+		}
+		return nil
+	}},
 	{"filter", []string{"filter"}, "CEL expression over the event; others are not sent; try it with gridfan subscribers test", func(d *registry.Definition, v string) error {
 		d.Filter = v
 		return nil
@@ -145,6 +155,7 @@ func definitionFlags(c *cobra.Command) (apply func(*registry.Definition) (keys [
 	for _, s := range settings {
 		c.Flags().String(s.flag, "", s.usage)
 	}
+	c.Flags().Lookup("sign").NoOptDefVal = "true"
 	c.MarkFlagsMutuallyExclusive("url", "endpoint")
 	c.MarkFlagsMutuallyExclusive("url", "path")
 	return func(d *registry.Definition) (keys []string, err error) {

@@ -69,6 +69,7 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 		if s.Note != "" {
 			fmt.Fprintln(env.Out, "Note: "+s.Note)
 		}
+		writeKey(env.Out, s)
 		_, err = fmt.Fprintf(env.Out, "%s gets %s\n  subjects  %s\n  url       %s\nSee how it is doing:  gridfan subscribers show %s\n",
 			d.Name, from, strings.Join(d.Subjects, ", "), where(d), d.Name)
 		return failed(err)
@@ -78,7 +79,7 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 
 func newSubscribers(env Env) *cobra.Command {
 	return group(&cobra.Command{Use: "subscribers", Short: "List, show, change, test, pause, drain and delete subscribers", Aliases: []string{"subscriber"}},
-		newList(env), newShow(env), newUpdate(env), newTest(env), newPause(env, true), newDrain(env), newPause(env, false), newProbe(env), newShed(env), newDelete(env))
+		newList(env), newShow(env), newUpdate(env), newTest(env), newPause(env, true), newDrain(env), newPause(env, false), newRotateKey(env), newProbe(env), newShed(env), newDelete(env))
 }
 
 func newList(env Env) *cobra.Command {
@@ -382,6 +383,7 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 	if h := d.Deliver.Webhook; h != nil {
 		row("url", "%s", where(d))
 		row("format", "%s", h.Format)
+		row("signed", "%s", signing(s, now))
 	}
 	row("doing", "%s", doing(s, now))
 	row("pending", "%d", s.Backlog.Pending)

@@ -45,6 +45,7 @@ on; those that came before go by the old ones.
 		}
 		fmt.Fprintf(env.Out, "%s is updated\n", args[0])
 		writeDifferences(env.Out, changed)
+		writeKey(env.Out, s)
 		if slices.ContainsFunc(changed, func(d registry.Difference) bool { return d.Key == "subjects" }) && len(s.Epochs) > 0 {
 			fmt.Fprintf(env.Out, "The new subjects hold from event %d on.\n", s.Epochs[len(s.Epochs)-1].From)
 		}

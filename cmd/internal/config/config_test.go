@@ -41,6 +41,7 @@ var fake = Lookup{
 			"SAS":    "c2FzLXNhcy1zYXMtc2FzLQ==",
 			"HMAC":   "hmac-hmac-hmac-hmac",
 			"WHSEC":  "whsec_d2hzZWMtd2hzZWMtd2hzZWMtd2hzZWM=",
+			"SIGN":   "whsec_c2lnbmluZy1rZXktc2lnbmluZy1rZXkh",
 			"SHA256": strings.Repeat("ab:", 31) + "ab",
 			"NET":    "10.20.0.0/16",
 			"PEM":    "-----BEGIN PRIVATE KEY-----\ncanary\n-----END PRIVATE KEY-----\n",
@@ -221,7 +222,10 @@ subscribers:
     limits: { concurrency: "${env:EIGHT}" }
   orders:
     subjects: events.>
-    deliver: { webhook: { endpoint: wms, path: /orders } }
+    deliver: { webhook: { endpoint: wms, path: /orders, sign: { overlap: 12h } } }
+  signed:
+    subjects: events.>
+    deliver: { webhook: { url: http://localhost/, sign: { keys: [ "${env:SIGN}" ] } } }
 endpoints: { wms: { url: "https://${env:HOST}/in?code=${env:CODE}" } }
 `
 
@@ -340,8 +344,15 @@ func TestParse(t *testing.T) {
 				Start:   registry.Now, Config: defaults,
 			}, {
 				Name: "orders", Subjects: []string{"events.>"},
-				Deliver: registry.Deliver{Webhook: &webhook.Config{Endpoint: "wms", Path: "/orders", Format: webhook.Structured}},
+				Deliver: registry.Deliver{Webhook: &webhook.Config{Endpoint: "wms", Path: "/orders", Format: webhook.Structured, Sign: webhook.Signing{On: true, Overlap: deliver.Duration(12 * time.Hour)}}},
 				Start:   registry.Now, Config: defaults,
+			}, {
+				Name: "signed", Subjects: []string{"events.>"},
+				Deliver: registry.Deliver{Webhook: &webhook.Config{
+					URL: "http://localhost/", Format: webhook.Structured,
+					Sign: webhook.Signing{On: true, Keys: []string{"whsec_c2lnbmluZy1rZXktc2lnbmluZy1rZXkh"}},
+				}},
+				Start: registry.Now, Config: defaults,
 			}, {
 				Name: "warehouse", Subjects: []string{"events.fno.*.usmf.>", "events.eventgrid.>"},
 				Filter: `event.legalentity != "${env:HOST}"`, Transform: `{"${env:HOST}": .a, b: $event.id}`,
@@ -515,6 +526,7 @@ func TestNoLeak(t *testing.T) {
 		"subscribers:\n s:\n  deliver:\n   webhook:\n    url: %s\n    format: ${env:X}\n", "subscribers:\n s:\n  deliver:\n   webhook:\n    url:%s\n    format: x\n",
 		"subscribers:\n s:\n  deliver: { webhook: { url: %s } }\n  limits: { timeout: '${env:X}', concurrency: '${env:X}' }\n  start: '${env:X}'\n",
 		"endpoints:\n s:\n  url: %s\n", "subscribers:\n s:\n  deliver: { webhook: { endpoint: '${env:X}', path: '${env:X}' } }\n",
+		"subscribers:\n s:\n  deliver:\n   webhook:\n    sign: %s\n", "subscribers:\n s:\n  deliver:\n   webhook:\n    sign: { keys: [ %s ] }\n",
 	}
 	for _, value := range []string{canary, "1" + canary, canary + "\n" + canary, "https://" + canary + "\x7f/", canary + `"` + canary} {
 		for _, shape := range shapes {

@@ -206,6 +206,7 @@ func (d *decoder) subscriber(f *field) registry.Definition {
 			URL:      d.text(w.get("url")),
 			Endpoint: d.text(w.get("endpoint")),
 			Path:     d.text(w.get("path")),
+			Sign:     d.signing(w.get("sign")),
 			Format:   webhook.Format(d.choice(w.get("format"))),
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
 // delivery reads how a subscriber is served.
@@ -64,6 +65,25 @@ func (d *decoder) placed(subscriber *field, endpoints []registry.Endpoint) {
 	}
 	d.warnings = append(d.warnings, Problem{d.file, v.at.line, v.at.column, v.path,
 		"this file has no such endpoint; unless it was added with gridfan endpoints set, the subscriber is parked"})
+}
+
+// signing reads true, false, or a mapping, which means true.
+func (d *decoder) signing(v *value) webhook.Signing {
+	switch {
+	case v == nil:
+		return webhook.Signing{}
+	case v.kind == boolean:
+		return webhook.Signing{On: d.boolean(v)}
+	case v.kind != mapping:
+		// It may be a key: it is not repeated.
+		d.problem(v.at, v.path, `want true, or { keys: [ "${env:NAME}" ] }`)
+		return webhook.Signing{}
+	}
+	s := webhook.Signing{On: true, Overlap: d.duration(v.get("overlap"))}
+	for _, key := range d.secrets(v.get("keys")) {
+		s.Keys = append(s.Keys, key.Reveal())
+	}
+	return s
 }
 
 // start reads where a new subscriber begins. A sequence needs no quotes.

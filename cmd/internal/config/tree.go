@@ -394,7 +394,7 @@ func (d *decoder) check(v *value) {
 		default:
 			sentence, meant := advice(v.pattern, f.name)
 			path := f.value.path
-			if !presentable(f.name) || meant == "" && strings.Contains(p, ".auth.") {
+			if !presentable(f.name) || meant == "" && (strings.Contains(p, ".auth.") || strings.Contains(p, ".sign.")) {
 				// Possibly a secret that lost its key, below auth most of all: it
 				// is not repeated.
 				path = v.path

@@ -1,0 +1,82 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gridfan/gridfan/cmd/internal/admin"
+	"github.com/gridfan/gridfan/subscribers/deliver"
+)
+
+func newRotateKey(env Env) *cobra.Command {
+	var asJSON bool
+	var overlap string
+	c := &cobra.Command{
+		Use: "rotate-key NAME", Short: "Make a new signing key for a subscriber",
+		Long: `rotate-key makes a new key, shows it once, and signs with it from now on. The key
+before it signs too until the overlap ends, so that the receiver can exchange it at
+any time in between. A key that has leaked ends at once with --overlap 0s.`,
+		Example: "  gridfan subscribers rotate-key warehouse --overlap 48h",
+		Args:    exactly("NAME"),
+	}
+	client := adminFlags(c, env)
+	c.Flags().StringVar(&overlap, "overlap", "", "how long the key before it still signs (default what deliver.webhook.sign.overlap says, 24h unless set)")
+	c.Flags().BoolVar(&asJSON, "json", false, "print the subscriber as JSON, with the key as signingKey")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		var lasts *deliver.Duration
+		if overlap != "" {
+			d, err := deliver.ParseDuration(overlap)
+			if err != nil {
+				return fmt.Errorf("--overlap: %w", err)
+			}
+			lasts = new(deliver.Duration(d))
+		}
+		s, err := client().RotateKey(cmd.Context(), args[0], lasts)
+		if err != nil {
+			return failed(err)
+		}
+		if asJSON {
+			return printJSON(env.Out, s)
+		}
+		writeKey(env.Out, s)
+		for _, k := range s.Keys {
+			if !k.Expires.IsZero() {
+				fmt.Fprintf(env.Out, "Key %s signs too until %s: give the receiver the new one before.\n", k.ID, k.Expires.Local().Format(time.DateTime))
+			}
+		}
+		_, err = fmt.Fprintf(env.Out, "See its keys:  gridfan subscribers show %s\n", args[0])
+		return failed(err)
+	}
+	return c
+}
+
+// writeKey shows a key that was just made.
+func writeKey(out io.Writer, s *admin.Subscriber) {
+	if s.SigningKey != "" {
+		fmt.Fprintf(out, "Signing key of %s, which is shown only now (docs/delivery.md says how to verify):\n  %s\n", s.Definition.Name, s.SigningKey)
+	}
+}
+
+// signing tells in words what posts are signed with.
+func signing(s admin.Subscriber, now time.Time) string {
+	sign := s.Definition.Deliver.Webhook.Sign
+	switch {
+	case !sign.On:
+		return "no"
+	case len(sign.Keys) > 0:
+		return fmt.Sprintf("with %s of its definition", plural(len(sign.Keys), "key"))
+	}
+	words := []string{}
+	for _, k := range s.Keys {
+		word := "key " + k.ID
+		if !k.Expires.IsZero() {
+			word += ", for another " + roughly(k.Expires.Sub(now))
+		}
+		words = append(words, word)
+	}
+	return "with " + strings.Join(words, "; ")
+}

@@ -1,0 +1,137 @@
+package registry
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/subscribers/webhook"
+)
+
+// Key is a signing key that gridfan made for a subscriber. It prints without its
+// secret.
+type Key struct {
+	// ID begins the SHA-256 of the key, so that both sides can say which they mean.
+	ID      string    `json:"id"`
+	Secret  string    `json:"secret"` // as webhook.FormatKey writes it
+	Created time.Time `json:"created"`
+	// Expires is when it stops signing; zero for the one in use.
+	Expires time.Time `json:"expires,omitzero"`
+}
+
+// Format makes every verb of package fmt, and with it logs, hide the secret.
+func (k Key) Format(f fmt.State, _ rune) { fmt.Fprint(f, k.ID+" "+secret.New(k.Secret).String()) }
+
+// maxKeys bounds the signatures of a request.
+const maxKeys = 5
+
+// Errors about keys that callers tell apart.
+var (
+	ErrNotSigned    = errors.New("its events are not signed")
+	ErrKeysDeclared = errors.New("its signing keys are in its definition")
+	ErrTooManyKeys  = fmt.Errorf("it has %d signing keys, which all still sign", maxKeys)
+)
+
+// ownKeys says whether gridfan makes the subscriber's keys.
+func (d Definition) ownKeys() bool {
+	w := d.Deliver.Webhook
+	return w != nil && w.Sign.On && len(w.Sign.Keys) == 0
+}
+
+// key makes e's keys fit its definition: expired ones go, and if there must be one
+// and is not, it is made.
+func (e *Entry) key(now time.Time) {
+	keys := slices.DeleteFunc(slices.Clone(e.Keys), func(k Key) bool { return !e.Definition.ownKeys() || k.expired(now) })
+	if len(keys) == 0 {
+		keys = nil
+	}
+	e.Keys = keys
+	if e.Definition.ownKeys() && !slices.ContainsFunc(keys, func(k Key) bool { return k.Expires.IsZero() }) {
+		e.addKey(now)
+	}
+}
+
+func (k Key) expired(now time.Time) bool { return !k.Expires.IsZero() && !k.Expires.After(now) }
+
+// addKey puts a new key before the others.
+func (e *Entry) addKey(now time.Time) {
+	b := webhook.NewKey()
+	sum := sha256.Sum256(b)
+	k := Key{ID: hex.EncodeToString(sum[:4]), Secret: webhook.FormatKey(b), Created: now.UTC()}
+	e.Keys, e.NewKey = slices.Insert(slices.Clone(e.Keys), 0, k), &k
+}
+
+// signed gives d with the keys that sign now in its webhook.
+func (e Entry) signed(d Definition, now time.Time) Definition {
+	if !d.ownKeys() {
+		return d
+	}
+	w := *d.Deliver.Webhook
+	w.Sign.Overlap = 0
+	for _, k := range e.Keys {
+		if !k.expired(now) {
+			w.Sign.Keys = append(w.Sign.Keys, k.Secret)
+		}
+	}
+	d.Deliver.Webhook = &w
+	return d
+}
+
+// nextExpiry is when the next key stops signing; zero for none.
+func (e Entry) nextExpiry() time.Time {
+	var next time.Time
+	for _, k := range e.Keys {
+		if !k.Expires.IsZero() && (next.IsZero() || k.Expires.Before(next)) {
+			next = k.Expires
+		}
+	}
+	return next
+}
+
+func (k Key) equal(other Key) bool { return k.ID == other.ID && k.Expires.Equal(other.Expires) }
+
+// RotateKey makes a new signing key for a subscriber, NewKey of the answer. The
+// keys before it still sign for the overlap; a negative one means that of the
+// definition.
+func (r *Registry) RotateKey(ctx context.Context, name string, overlap time.Duration) (Entry, error) {
+	e, err := r.update(ctx, name, func(e *Entry) error {
+		w := e.Definition.Deliver.Webhook
+		switch {
+		case w == nil || !w.Sign.On:
+			return fmt.Errorf("subscriber %q: %w", name, ErrNotSigned)
+		case len(w.Sign.Keys) > 0:
+			return fmt.Errorf("subscriber %q: %w", name, ErrKeysDeclared)
+		}
+		now, lasts := time.Now(), overlap
+		if lasts < 0 {
+			lasts = w.Sign.Overlap.Std()
+		}
+		e.Keys = slices.Clone(e.Keys)
+		for i, k := range e.Keys {
+			if end := now.Add(lasts).UTC(); k.Expires.IsZero() || k.Expires.After(end) {
+				e.Keys[i].Expires = end
+			}
+		}
+		e.Keys = slices.DeleteFunc(e.Keys, func(k Key) bool { return k.expired(now) })
+		if len(e.Keys) >= maxKeys {
+			return fmt.Errorf("subscriber %q: %w", name, ErrTooManyKeys)
+		}
+		e.addKey(now)
+		return nil
+	})
+	if err == nil {
+		r.broker.Report("subscriber.key-rotated", name, map[string]any{"key": e.NewKey.ID, "signing": len(e.Keys)})
+	}
+	return e, err
+}
+
+// expireKeys takes the keys that sign no longer from the bucket.
+func (r *Registry) expireKeys(ctx context.Context, name string) error {
+	_, err := r.update(ctx, name, func(*Entry) error { return nil })
+	return err
+}
