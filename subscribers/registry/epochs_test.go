@@ -327,21 +327,28 @@ func TestDiedWhileChanging(t *testing.T) {
 // come, and wants that each is delivered if, and only if, the subjects in force at
 // its sequence match.
 func TestSubjectsAtRandom(t *testing.T) {
-	for _, seed := range []uint64{1, uint64(time.Now().UnixNano())} {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) { subjectsAtRandom(t, rand.New(rand.NewPCG(seed, 0))) })
+	for _, replicas := range []int{1, 2} {
+		seed := uint64(time.Now().UnixNano())
+		t.Run(fmt.Sprint(replicas, "-replicas-", seed), func(t *testing.T) { subjectsAtRandom(t, replicas, rand.New(rand.NewPCG(seed, 0))) })
 	}
 }
 
-func subjectsAtRandom(t *testing.T, random *rand.Rand) {
+func subjectsAtRandom(t *testing.T, replicas int, random *rand.Rand) {
 	ctx := t.Context()
-	dir := t.TempDir()
+	dir, memory := t.TempDir(), ""
+	if replicas == 1 {
+		memory = dir
+	}
 	var log strings.Builder
 	handler := slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn})
 	open := func(b *broker.Broker, got map[string][]string) *rig {
-		return openRigWith(t, b, &rig{log: slog.New(handler), got: got, wait: 50 * time.Millisecond})
+		return openRigWith(t, b, &rig{log: slog.New(handler), dir: memory, got: got, wait: 50 * time.Millisecond})
 	}
 	g := open(brokertest.Open(t, dir), map[string][]string{})
-	other := open(g.broker, map[string][]string{}) // another replica
+	other := g
+	if replicas > 1 {
+		other = open(g.broker, map[string][]string{})
+	}
 	patterns := []string{"events.a.>", "events.b.>", "events.*.x.y.Z", "events.c.*.y.Z", "events.>", "events.c.w.>"}
 	leaves := []string{"events.a.x.y.Z", "events.a.w.y.Z", "events.b.x.y.Z", "events.b.w.y.Z", "events.c.x.y.Z", "events.c.w.y.Z"}
 	d := definition("one", patterns[0])
@@ -438,15 +445,23 @@ func subjectsAtRandom(t *testing.T, random *rand.Rand) {
 			other.setDown(down)
 		case 6:
 			g.stop()
-			g = open(g.broker, g.got)
-			g, other = other, g
+			if again := open(g.broker, g.got); other == g {
+				g, other = again, again
+			} else {
+				g, other = other, again
+			}
 		case 7:
 			mu.Lock()
 			g.stop()
 			other.stop()
 			g.broker.Close()
-			g = open(brokertest.Open(t, dir), g.got)
-			other = open(g.broker, other.got)
+			again := open(brokertest.Open(t, dir), g.got)
+			if other == g {
+				other = again
+			} else {
+				other = open(again.broker, other.got)
+			}
+			g = again
 			mu.Unlock()
 		}
 		t.Logf("operation %d at %d", op, end())
@@ -480,7 +495,10 @@ func subjectsAtRandom(t *testing.T, random *rand.Rand) {
 		}
 	}
 	slices.Sort(want)
-	got := slices.Sorted(slices.Values(append(g.of("one"), other.of("one")...)))
+	got := g.of("one")
+	if other != g {
+		got = slices.Sorted(slices.Values(append(got, other.of("one")...)))
+	}
 	twice := len(got)
 	got = slices.Compact(got)
 	t.Logf("%d published, %d wanted, %d delivered twice, epochs %d", len(published), len(want), twice-len(got), len(all.Epochs))
@@ -493,7 +511,7 @@ func subjectsAtRandom(t *testing.T, random *rand.Rand) {
 	if strings.Count(log.String(), "set back") > 2 {
 		t.Errorf("cursors were narrower than they had to be:\n%s", &log)
 	}
-	if len(want) == 0 || len(want) == len(published) {
+	if len(published) == 0 {
 		t.Error("nothing was tried")
 	}
 }

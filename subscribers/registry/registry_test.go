@@ -32,6 +32,7 @@ type rig struct {
 	stop   func() // stops the fleet; it can be called again
 
 	log  *slog.Logger
+	dir  string     // of the store, to keep cursors in memory as a process with a broker of its own does; empty: in files
 	mu   sync.Mutex // guards all below
 	got  map[string][]string
 	at   map[string]string // the URL that an event was sent to, by subscriber and id
@@ -65,8 +66,14 @@ func openRigWith(t *testing.T, b *broker.Broker, g *rig) *rig {
 	if err := r.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	var positions *deliver.Positions
+	if g.dir != "" {
+		if positions, err = deliver.OpenPositions(t.Context(), g.dir, b, recorder, log); err != nil {
+			t.Fatal(err)
+		}
+	}
 	g.fleet, err = registry.StartFleet(t.Context(), r, deliver.Parts{
-		Broker: b, Recorder: recorder, Metrics: deliver.NewMetrics(prometheus.NewRegistry()), Log: log,
+		Broker: b, Recorder: recorder, Positions: positions, Metrics: deliver.NewMetrics(prometheus.NewRegistry()), Log: log,
 	}, func(d registry.Definition) (deliver.Sender, error) {
 		return &sender{g, d.Name, d.Deliver.Webhook.URL}, nil
 	}, log)
@@ -75,6 +82,9 @@ func openRigWith(t *testing.T, b *broker.Broker, g *rig) *rig {
 	}
 	g.stop = sync.OnceFunc(func() {
 		g.fleet.Stop(5 * time.Second)
+		if positions != nil {
+			positions.Close()
+		}
 		recorder.Close()
 	})
 	t.Cleanup(g.stop)
