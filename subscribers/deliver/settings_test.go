@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -83,10 +84,8 @@ func TestOneBadEventInABatch(t *testing.T) {
 	r := newRig(t)
 	r.publish(0, 20)
 	s := &batchSender{fakeSender: newSender(ok), respond: func(ids []string) deliver.Attempt {
-		for _, id := range ids {
-			if id == "7" {
-				return deliver.Attempt{Outcome: deliver.Rejected, Fault: deliver.FaultRefused, Status: 422, Reason: "HTTP 422"}
-			}
+		if slices.Contains(ids, "7") {
+			return deliver.Attempt{Outcome: deliver.Rejected, Fault: deliver.FaultRefused, Status: 422, Reason: "HTTP 422"}
 		}
 		return deliver.Attempt{Outcome: deliver.Delivered}
 	}}
