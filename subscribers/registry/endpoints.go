@@ -258,7 +258,8 @@ func (r *Registry) Sync(ctx context.Context, endpoints []Endpoint, subscribers [
 			return fmt.Errorf("endpoint %q: %w", e.Name, err)
 		}
 	}
-	if err := r.SyncFile(ctx, subscribers); err != nil {
+	var refused *RefusedError
+	if err := r.SyncFile(ctx, subscribers); err != nil && !errors.As(err, &refused) {
 		return err
 	}
 	all, err := r.Endpoints(ctx)
@@ -282,6 +283,9 @@ func (r *Registry) Sync(ctx context.Context, endpoints []Endpoint, subscribers [
 		if err != nil && !errors.Is(err, jetstream.ErrKeyExists) {
 			return fmt.Errorf("endpoint %q: %w", e.Name, err)
 		}
+	}
+	if refused != nil {
+		return refused
 	}
 	return nil
 }

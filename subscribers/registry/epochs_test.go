@@ -239,7 +239,7 @@ func TestTooManyChanges(t *testing.T) {
 			t.Fatalf("change %d: %v", i, err)
 		}
 	}
-	if err := change(15); err == nil || err.Error() != `subscriber "one": subscriber "one": `+registry.ErrEpochs.Error() {
+	if err := change(15); err == nil || !errors.Is(err, registry.ErrEpochs) || err.Error() != `subscriber "one": `+registry.ErrEpochs.Error() {
 		t.Errorf("got %v", err)
 	}
 	if _, err := g.r.SetPaused(ctx, "one", false); err != nil {

@@ -10,9 +10,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/gridfan/gridfan/infra/broker"
 )
@@ -86,6 +88,8 @@ type Registry struct {
 	endpoints jetstream.KeyValue
 	log       *slog.Logger
 	profile   profile
+
+	synced atomic.Bool // with the file, once
 
 	mu      sync.Mutex          // guards all below
 	found   map[string]oldest   // by name
@@ -288,7 +292,7 @@ func (r *Registry) update(ctx context.Context, name string, change func(*Entry) 
 		}
 		e.key(time.Now())
 		if err := r.turn(ctx, &e); err != nil {
-			return before, fmt.Errorf("subscriber %q: %w", name, err)
+			return before, err
 		}
 		if reflect.DeepEqual(before, e) {
 			return e, nil
@@ -364,33 +368,75 @@ func (r *Registry) Resume(ctx context.Context, name string) (Entry, error) {
 // SyncFile brings the bucket up to date with the subscribers declared in the
 // configuration file. One that the file no longer names is parked, not
 // deleted: its backlog may be somebody's only copy.
+//
+// One that can't be as declared now is left as it is, with a RefusedError after
+// all others are done.
 func (r *Registry) SyncFile(ctx context.Context, declared []Definition) error {
 	names := map[string]bool{}
+	var mu sync.Mutex // guards refused
+	var refused []error
+	group, all := errgroup.WithContext(ctx)
+	group.SetLimit(syncAtOnce)
 	for _, d := range declared {
 		names[d.Name] = true
-		adopt := func(e *Entry) error {
-			if e.Origin != FromFile {
-				r.log.Info("the configuration file now declares a subscriber that was added by API", "subscriber", d.Name)
+		group.Go(func() error {
+			err := r.declare(all, d)
+			if errors.Is(err, ErrEpochs) || errors.Is(err, ErrStart) {
+				mu.Lock()
+				defer mu.Unlock()
+				refused = append(refused, err)
+				return nil
 			}
-			start := e.Definition.Start // past: it has begun
-			e.Definition, e.Origin, e.Orphaned = d, FromFile, false
-			e.Definition.Start = start
-			return nil
-		}
-		e, err := r.update(ctx, d.Name, adopt)
-		if errors.Is(err, ErrNotFound) {
-			e, err = r.create(ctx, d, FromFile)
-		}
-		if errors.Is(err, jetstream.ErrKeyExists) { // another replica with the same file was quicker
-			e, err = r.update(ctx, d.Name, adopt)
-		}
-		if err != nil {
-			return fmt.Errorf("subscriber %q: %w", d.Name, err)
-		}
-		if e.Paused {
-			r.log.Warn("subscriber is paused", "subscriber", d.Name, "fix", "gridfan subscribers resume "+d.Name)
-		}
+			return err
+		})
 	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if err := r.orphan(ctx, names); err != nil {
+		return err
+	}
+	r.synced.Store(true)
+	if len(refused) > 0 {
+		slices.SortFunc(refused, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+		return &RefusedError{refused}
+	}
+	return nil
+}
+
+// syncAtOnce is how many subscribers are brought up to date at once: a change of
+// subjects waits for workers.
+const syncAtOnce = 16
+
+// declare makes a subscriber what the file says.
+func (r *Registry) declare(ctx context.Context, d Definition) error {
+	adopt := func(e *Entry) error {
+		if e.Origin != FromFile {
+			r.log.Info("the configuration file now declares a subscriber that was added by API", "subscriber", d.Name)
+		}
+		start := e.Definition.Start // past: it has begun
+		e.Definition, e.Origin, e.Orphaned = d, FromFile, false
+		e.Definition.Start = start
+		return nil
+	}
+	e, err := r.update(ctx, d.Name, adopt)
+	if errors.Is(err, ErrNotFound) {
+		e, err = r.create(ctx, d, FromFile)
+	}
+	if errors.Is(err, jetstream.ErrKeyExists) { // another replica with the same file was quicker
+		e, err = r.update(ctx, d.Name, adopt)
+	}
+	if err != nil {
+		return fmt.Errorf("subscriber %q: %w", d.Name, err)
+	}
+	if e.Paused && !r.synced.Load() {
+		r.log.Warn("subscriber is paused", "subscriber", d.Name, "fix", "gridfan subscribers resume "+d.Name)
+	}
+	return nil
+}
+
+// orphan parks those that the file no longer names.
+func (r *Registry) orphan(ctx context.Context, names map[string]bool) error {
 	entries, err := r.List(ctx)
 	if err != nil {
 		return err
@@ -405,6 +451,9 @@ func (r *Registry) SyncFile(ctx context.Context, declared []Definition) error {
 		}
 		if _, err := r.update(ctx, name, func(e *Entry) error { e.Orphaned = true; return nil }); err != nil {
 			return fmt.Errorf("subscriber %q: %w", name, err)
+		}
+		if e.Orphaned && r.synced.Load() {
+			continue // it was said before
 		}
 		r.log.Warn("subscriber parked: the configuration file no longer declares it", "subscriber", name,
 			"fix", "declare it again, or gridfan subscribers delete "+name)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/publish"
@@ -20,6 +21,7 @@ type Status struct {
 	Started     time.Time      `json:"started"`
 	Healthy     bool           `json:"healthy"`
 	Problem     string         `json:"problem,omitempty"`
+	Config      config.State   `json:"config"`
 	Broker      BrokerStatus   `json:"broker"`
 	Sources     []SourceStatus `json:"sources"`
 	Subscribers []Subscriber   `json:"subscribers"`

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/ingress"
@@ -37,6 +38,7 @@ type Parts struct {
 	Quarantine  *quarantine.Store
 	Registry    *registry.Registry
 	Fleet       *registry.Fleet
+	Config      *config.Live
 	DeadLetters *deadletters.Store
 	Books       *books.Books
 	Gatherer    prometheus.Gatherer
@@ -62,6 +64,7 @@ func NewHandler(p Parts, token secret.String) http.Handler {
 	api.Handle("POST /api/v1/subscribers/{name}/resume", handle(s.resume))
 	api.Handle("POST /api/v1/subscribers/{name}/rotate-key", handle(s.rotateKey))
 	s.endpointRoutes(api)
+	s.configRoutes(api)
 	s.quarantineRoutes(api)
 	listenRoutes(api, p)
 	s.trialRoutes(api)
@@ -140,6 +143,7 @@ func (s *server) status(_ http.ResponseWriter, r *http.Request) (any, error) {
 	ctx := r.Context()
 	st := Status{
 		Version: s.Version, Instance: broker.Instance(), Started: s.Started, Healthy: true,
+		Config: s.Config.State(),
 		Broker: BrokerStatus{Embedded: s.Broker.Embedded(), URL: s.Broker.URL(), Durability: s.Broker.Durability()},
 	}
 	known := s.Publisher.Dedup()
@@ -401,7 +405,7 @@ func asProblem(err error) *Problem {
 		fix    string
 	}{
 		{registry.ErrNotFound, http.StatusNotFound, "no-such-subscriber", "see gridfan subscribers list"},
-		{registry.ErrFileDeclared, http.StatusConflict, "file-declared", "edit the file and restart"},
+		{registry.ErrFileDeclared, http.StatusConflict, "file-declared", "edit the file, which is read again when it changes"},
 		{registry.ErrExists, http.StatusConflict, "subscriber-exists", "change it with gridfan subscribers update (API: PUT with If-Match), or choose another name"},
 		{quarantine.ErrNotFound, http.StatusNotFound, "no-such-entry", "see gridfan quarantine list"},
 		{quarantine.ErrNoSource, http.StatusConflict, "no-such-source", "configure it again, or drop the entry"},

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -40,6 +41,13 @@ type Options struct {
 	// ones are made again by the next start. Default 20 s: container platforms
 	// kill after 30.
 	Grace time.Duration
+	// File is the configuration's, and Load reads it again; both empty if there is
+	// none to follow. Reload asks for that at once. Sections are digests of the
+	// configuration as it is in the file; nil means as it is.
+	File     string
+	Load     func() (*config.Config, error)
+	Reload   <-chan os.Signal
+	Sections map[string]string
 }
 
 // App is a running gridfan.
@@ -163,7 +171,11 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	if err := subscribers.Sweep(ctx); err != nil {
 		return fmt.Errorf("clear deleted subscribers: %w", err)
 	}
-	if err := subscribers.Sync(ctx, cfg.Endpoints, cfg.Subscribers); err != nil {
+	var refused *registry.RefusedError
+	if err := subscribers.Sync(ctx, cfg.Endpoints, cfg.Subscribers); errors.As(err, &refused) {
+		// One subscriber does not keep the others from being served.
+		a.log.Error("the configuration file is not taken over as a whole", "problem", err)
+	} else if err != nil {
 		return err
 	}
 	metrics.MustRegister(registry.NewBacklogMetrics(subscribers, a.log))
@@ -235,11 +247,17 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	in.Publish(publisher)
 	a.onStop("public server", stopPublic)
 	a.onStop("ingress", func(context.Context) error { in.Stop(); return nil })
+	sections := a.opts.Sections
+	if sections == nil {
+		sections = cfg.Sections()
+	}
+	live := config.NewLive(a.opts.File, a.opts.Load, cfg, sections, subscribers, a.broker.Report, a.log)
+	a.background("configuration", func(ctx context.Context) { live.Run(ctx, a.opts.Reload) })
 	stopping, stop := context.WithCancel(context.Background())
 	api := &http.Server{
 		Handler: admin.NewHandler(admin.Parts{
 			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Publisher: publisher, Quarantine: held,
-			Registry: subscribers, Fleet: fleet, DeadLetters: dead, Books: kept, Gatherer: metrics, Log: a.log, Stopping: stopping,
+			Registry: subscribers, Fleet: fleet, Config: live, DeadLetters: dead, Books: kept, Gatherer: metrics, Log: a.log, Stopping: stopping,
 		}, cfg.Listen.AdminToken),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
@@ -252,6 +270,14 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		"ingress", a.public.Addr().String(), "admin", a.admin.Addr().String(), "nats", a.broker.URL(),
 		"sources", len(cfg.Sources), "took", time.Since(started).Round(time.Millisecond))
 	return nil
+}
+
+// background runs something until the program stops.
+func (a *App) background(name string, run func(context.Context)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); run(ctx) }()
+	a.onStop(name, func(context.Context) error { cancel(); <-done; return nil })
 }
 
 // withProbes serves the probes beside the ingress. All other paths reach the

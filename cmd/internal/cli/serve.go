@@ -2,6 +2,9 @@ package cli
 
 import (
 	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -17,7 +20,11 @@ func newServe(env Env) *cobra.Command {
 		Short: "Run the router and its subscribers",
 		Long: `serve runs everything that the configuration file declares, until SIGTERM or
 Ctrl-C: it then refuses new events (senders repeat them), lets deliveries under
-way end, and exits with 0. What was accepted is delivered by the next start.`,
+way end, and exits with 0. What was accepted is delivered by the next start.
+
+When the file changes, its subscribers and endpoints are taken over within seconds;
+SIGHUP does so at once. A file with mistakes changes nothing, and the log says where
+they are. Other sections are read at the next start.`,
 		Example: "  gridfan serve -c gridfan.yaml --data /var/lib/gridfan",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -29,13 +36,21 @@ way end, and exits with 0. What was accepted is delivered by the next start.`,
 			if err != nil {
 				return err
 			}
+			options := app.Options{
+				Version: env.Version, Log: log,
+				File: file, Load: func() (*config.Config, error) { return config.Load(file) }, Sections: cfg.Sections(),
+			}
 			if data != "" {
 				if cfg.Broker.URL != "" {
 					return fmt.Errorf("--data: the configuration names an external broker (broker.url), which keeps the data")
 				}
 				cfg.Broker.Dir = data
 			}
-			a, err := app.New(cmd.Context(), cfg, app.Options{Version: env.Version, Log: log})
+			reload := make(chan os.Signal, 1)
+			signal.Notify(reload, syscall.SIGHUP)
+			defer signal.Stop(reload)
+			options.Reload = reload
+			a, err := app.New(cmd.Context(), cfg, options)
 			if err != nil {
 				return failed(err)
 			}
@@ -80,5 +95,5 @@ func newConfig(env Env) *cobra.Command {
 	}
 	check.Flags().StringVarP(&file, "config", "c", "", "the configuration file")
 	_ = check.MarkFlagRequired("config") // it fails only for an unknown flag
-	return group(&cobra.Command{Use: "config", Short: "Look at a configuration file"}, check)
+	return group(&cobra.Command{Use: "config", Short: "Check, compare and apply a configuration file"}, check, newConfigDiff(env), newConfigApply(env))
 }

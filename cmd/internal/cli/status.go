@@ -50,6 +50,12 @@ func writeStatus(env Env, s *admin.Status, now time.Time) error {
 		health = "NOT HEALTHY: " + s.Problem
 	}
 	fmt.Fprintf(env.Out, "gridfan %s on %s, up %s, %s\n", s.Version, s.Instance, roughly(now.Sub(s.Started)), health)
+	for _, p := range s.Config.Problems {
+		fmt.Fprintln(env.Out, "configuration not taken over: "+p)
+	}
+	if len(s.Config.NeedsRestart) > 0 {
+		fmt.Fprintf(env.Out, "configuration: %s changed and need a restart\n", strings.Join(s.Config.NeedsRestart, ", "))
+	}
 	kind := "external"
 	if s.Broker.Embedded {
 		kind = "embedded"

@@ -43,6 +43,8 @@ type Config struct {
 	Subscribers []registry.Definition // sorted by name; more can be added live
 	Endpoints   []registry.Endpoint   // sorted by name; the same
 
+	// Files are those that it refers to, sorted.
+	Files []string
 	// Warnings are what should be changed but stops nothing.
 	Warnings []Problem
 }
@@ -156,6 +158,8 @@ func Parse(filename string, text []byte, lookup Lookup) (*Config, error) {
 		return nil, Errors(inOrder(d.problems))
 	}
 	c.Warnings = inOrder(d.warnings)
+	slices.Sort(d.files)
+	c.Files = slices.Compact(d.files)
 	return c, nil
 }
 

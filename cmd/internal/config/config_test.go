@@ -384,6 +384,7 @@ func TestParse(t *testing.T) {
 				},
 			}},
 			Endpoints: []registry.Endpoint{{Name: "wms", URL: "https://wms.example.com/in?code=canary-code-in-url"}},
+			Files:     []string{"/run/secrets/key"},
 		}},
 		{"external broker", external, &Config{
 			Listen: Listen{Public: ":8080", Admin: "127.0.0.1:8081"},
@@ -400,6 +401,7 @@ func TestParse(t *testing.T) {
 				Name: "prod", Kind: "fno", Environment: "prod", Auth: auth.Config{None: true},
 				Origins: origins, Validation: "answer", Limits: limits(0),
 			}},
+			Files: []string{"/run/secrets/nats.creds"},
 		}},
 	}
 	for _, tt := range tests {

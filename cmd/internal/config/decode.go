@@ -29,6 +29,7 @@ type decoder struct {
 	warnings []Problem
 	trouble  []string // paths with a problem; Validate need not repeat them
 	hidden   []hidden
+	files    []string // that were referred to
 }
 
 func (d *decoder) problem(at pos, path, format string, args ...any) {

@@ -51,6 +51,7 @@ func (d *decoder) resolve(v *value, s string) (resolved string, references int, 
 			}
 		case scheme == "file" && (strings.HasPrefix(name, "/") || filepath.IsAbs(name)):
 			content, err := d.lookup.File(name)
+			d.files = append(d.files, name)
 			if err != nil {
 				if e, isPath := errors.AsType[*fs.PathError](err); isPath {
 					err = e.Err // the path is named already
