@@ -31,7 +31,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "gridfan_deliver_attempt_seconds", Help: "Time one attempt took.", Buckets: quick,
 		}, []string{"subscriber"}),
 		settled: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gridfan_deliver_settled_total", Help: "Recorded settlements by subscriber and outcome: delivered, retry, dead-letter, shed.",
+			Name: "gridfan_deliver_settled_total", Help: "Recorded settlements by subscriber and outcome: delivered, filtered, retry, behind, dead-letter, shed.",
 		}, []string{"subscriber", "outcome"}),
 		accepted: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "gridfan_deliver_accepted_to_delivered_seconds", Help: "From acceptance of an event to its delivery.", Buckets: long,
@@ -40,7 +40,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "gridfan_deliver_source_to_delivered_seconds", Help: "From the event's own time to its delivery.", Buckets: long,
 		}, []string{"subscriber"}),
 		breaker: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "gridfan_deliver_breaker_open", Help: "1 while the subscriber's breaker is open or half open.",
+			Name: "gridfan_deliver_breaker_open", Help: "1 while the subscriber's breaker is open or half open, or it refuses everything.",
 		}, []string{"subscriber"}),
 		inFlight: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "gridfan_deliver_attempts_in_flight", Help: "Attempts running now.",
@@ -52,7 +52,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 
 // init makes a subscriber's series exist from the start.
 func (m *Metrics) init(subscriber string) {
-	for _, o := range []string{RecordDelivered, RecordRetry, RecordDeadLetter, RecordShed} {
+	for _, o := range []string{RecordDelivered, RecordFiltered, RecordRetry, RecordBehind, RecordDeadLetter, RecordShed} {
 		m.settled.WithLabelValues(subscriber, o)
 	}
 	m.breaker.WithLabelValues(subscriber).Set(0)
