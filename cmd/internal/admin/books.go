@@ -26,7 +26,7 @@ const (
 	maxTraced    = 20
 )
 
-func (s *server) booksRoutes(api *http.ServeMux) {
+func (s *server) booksRoutes(api *routes) {
 	api.Handle("GET /api/v1/books", handle(func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		return s.Books.Read(r.Context())
 	}))

@@ -50,7 +50,7 @@ type Ordered struct {
 // that says that it is not complete is better than none.
 const lookTime = 15 * time.Second
 
-func (s *server) deadLetterRoutes(api *http.ServeMux) {
+func (s *server) deadLetterRoutes(api *routes) {
 	api.Handle("GET /api/v1/deadletters", handle(s.letterGroups))
 	api.Handle("GET /api/v1/subscribers/{name}/deadletters", handle(s.letterList))
 	api.Handle("GET /api/v1/subscribers/{name}/deadletters/{sequence}", handle(s.letterShow))

@@ -23,7 +23,7 @@ type Endpoints struct {
 	Endpoints []Endpoint `json:"endpoints"`
 }
 
-func (s *server) endpointRoutes(api *http.ServeMux) {
+func (s *server) endpointRoutes(api *routes) {
 	api.Handle("GET /api/v1/endpoints", handle(s.endpointList))
 	api.Handle("GET /api/v1/endpoints/{name}", handle(s.endpointShow))
 	api.Handle("PUT /api/v1/endpoints/{name}", handle(s.endpointPut))

@@ -146,12 +146,12 @@ type listening struct {
 	filter             func(expression string) (func(*event.Event) (bool, error), error)
 }
 
-func listenRoutes(api *http.ServeMux, p Parts) {
+func listenRoutes(api *routes, p Parts) {
 	l := &listening{Parts: p, places: make(chan struct{}, maxListeners), heartbeat: heartbeatEvery, stalled: stalledAfter, filter: newFilter}
 	l.routes(api)
 }
 
-func (l *listening) routes(api *http.ServeMux) {
+func (l *listening) routes(api *routes) {
 	api.Handle("GET /api/v1/listen", http.HandlerFunc(l.listen))
 	api.Handle("GET /api/v1/listen/{sequence}", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h, err := l.one(r)

@@ -52,7 +52,7 @@ func newRadio(t *testing.T) *radio {
 		Parts:  Parts{Broker: b, Registry: reg, Stopping: stopping},
 		places: make(chan struct{}, 3), heartbeat: 20 * time.Millisecond, stalled: patience, filter: newFilter,
 	}
-	mux := http.NewServeMux()
+	mux := newRoutes()
 	l.routes(mux)
 	s := httptest.NewUnstartedServer(mux)
 	s.Config.ReadTimeout, s.Config.WriteTimeout = 300*time.Millisecond, 300*time.Millisecond

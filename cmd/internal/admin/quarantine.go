@@ -40,7 +40,7 @@ type Dropped struct {
 // maxPage bounds a page of the list.
 const maxPage = 1000
 
-func (s *server) quarantineRoutes(api *http.ServeMux) {
+func (s *server) quarantineRoutes(api *routes) {
 	api.Handle("GET /api/v1/quarantine", handle(s.quarantineList))
 	api.Handle("GET /api/v1/quarantine/{sequence}", handle(s.quarantineShow))
 	api.Handle("POST /api/v1/quarantine/redrive", handle(s.quarantineRedrive))

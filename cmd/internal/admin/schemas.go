@@ -36,7 +36,7 @@ func schemaPath(id string) string {
 	return "/schemas/" + strings.ReplaceAll(strings.TrimPrefix(id, "urn:gridfan:schema:"), ":", ".") + ".json"
 }
 
-func schemaRoutes(api *http.ServeMux) {
+func schemaRoutes(api *routes) {
 	list := SchemaList{}
 	for _, s := range schemas {
 		list.Schemas = append(list.Schemas, SchemaRef{s.id, schemaPath(s.id)})

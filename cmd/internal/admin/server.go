@@ -50,8 +50,15 @@ type Parts struct {
 // NewHandler serves the admin listener. An empty token lets everybody in who
 // reaches it, which then must be this machine alone.
 func NewHandler(p Parts, token secret.String) http.Handler {
+	h, _ := newHandler(p, token)
+	return h
+}
+
+// newHandler is NewHandler with the patterns of all routes.
+func newHandler(p Parts, token secret.String) (http.Handler, []string) {
 	s := &server{p}
-	api := http.NewServeMux()
+	api := newRoutes()
+	descriptionRoutes(api)
 	api.Handle("GET /api/v1/status", handle(s.status))
 	api.Handle("GET /api/v1/subscribers", handle(s.list))
 	api.Handle("GET /api/v1/subscribers/{name}", handle(s.show))
@@ -79,34 +86,58 @@ func NewHandler(p Parts, token secret.String) http.Handler {
 	// A browser on this machine must not be made to order things by a page
 	// from elsewhere.
 	protected := http.NewCrossOriginProtection().Handler(api)
-	all := http.NewServeMux()
+	all := newRoutes()
 	all.Handle("/", guard(token, protected))
-	Probes(all, p.Broker.Health, func() bool { return false })
-	return all
+	all.probes(p.Broker.Health, func() bool { return false })
+	return all, append(api.patterns, all.patterns...)
+}
+
+// routes is a mux that remembers what it serves, so that a test can compare
+// that with the description.
+type routes struct {
+	*http.ServeMux
+	patterns []string
+}
+
+func newRoutes() *routes { return &routes{ServeMux: http.NewServeMux()} }
+
+// Handle hides the mux's own.
+func (r *routes) Handle(pattern string, h http.Handler) {
+	r.ServeMux.Handle(pattern, h)
+	r.patterns = append(r.patterns, pattern)
+}
+
+// HandleFunc hides the mux's own.
+func (r *routes) HandleFunc(pattern string, h func(http.ResponseWriter, *http.Request)) {
+	r.Handle(pattern, http.HandlerFunc(h))
 }
 
 // Probes adds the health endpoints, which need no key and tell no secret.
 // stopping makes /readyz say no.
 func Probes(mux *http.ServeMux, health func(context.Context) error, stopping func() bool) {
+	(&routes{ServeMux: mux}).probes(health, stopping)
+}
+
+func (r *routes) probes(health func(context.Context) error, stopping func() bool) {
 	plain := func(w http.ResponseWriter, code int, text string) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(code)
 		_, _ = io.WriteString(w, text+"\n") // the prober is gone if this fails
 	}
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+	r.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		plain(w, http.StatusOK, "ok")
 	})
 	// Ready means able to answer HTTP. It does not ask the broker: handshakes
 	// are answered without one, and events with 503.
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+	r.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if stopping() {
 			plain(w, http.StatusServiceUnavailable, "stopping")
 			return
 		}
 		plain(w, http.StatusOK, "ok")
 	})
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		if err := health(r.Context()); err != nil {
+	r.HandleFunc("GET /healthz", func(w http.ResponseWriter, req *http.Request) {
+		if err := health(req.Context()); err != nil {
 			plain(w, http.StatusServiceUnavailable, err.Error())
 			return
 		}

@@ -316,7 +316,7 @@ func (t *Trier) Result() *Trial {
 	return &r
 }
 
-func (s *server) trialRoutes(api *http.ServeMux) {
+func (s *server) trialRoutes(api *routes) {
 	busy := make(chan struct{}, 1)
 	api.Handle("POST /api/v1/test", handle(func(w http.ResponseWriter, r *http.Request) (any, error) {
 		select {
