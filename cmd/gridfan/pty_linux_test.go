@@ -136,7 +136,6 @@ type served struct {
 	dir                 string
 	public, admin, nats string
 	cmd                 *exec.Cmd
-	starts              int
 }
 
 func serve(t *testing.T) *served {
@@ -165,7 +164,6 @@ func (s *served) start() {
 	s.t.Helper()
 	s.cmd = program(s.t, "serve", "-c", filepath.Join(s.dir, "gridfan.yaml"), "--data", filepath.Join(s.dir, "store"), "--log-level", "error")
 	launch(s.t, s.cmd)
-	s.starts++
 	check(s.t, func() error { return answers("http://" + s.admin + "/healthz") })
 }
 
@@ -208,15 +206,12 @@ func (s *served) cursors() (names []string) {
 	return names
 }
 
-// only waits until there is no cursor but the subscriber's. One that gridfan reads
-// what is stored with when it starts again goes by itself.
+// only waits until there is no cursor but the subscriber's, and those with which
+// gridfan reads what is stored for itself.
 func (s *served) only() {
 	s.t.Helper()
 	check(s.t, func() error {
-		names := s.cursors()
-		if s.starts > 1 {
-			names = slices.DeleteFunc(names, func(name string) bool { return name != "idle" && !strings.HasPrefix(name, "gridfan_listen_") })
-		}
+		names := slices.DeleteFunc(s.cursors(), func(name string) bool { return name != "idle" && !strings.HasPrefix(name, "gridfan_listen_") })
 		if !cmp.Equal(names, []string{"idle"}) {
 			return fmt.Errorf("cursors %v", names)
 		}

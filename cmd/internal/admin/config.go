@@ -40,7 +40,7 @@ type Applied struct {
 	Pruned []registry.Change `json:"pruned,omitempty"`
 }
 
-func (s *server) configRoutes(api *http.ServeMux) {
+func (s *server) configRoutes(api *routes) {
 	api.Handle("GET /api/v1/config", handle(s.configShow))
 	api.Handle("POST /api/v1/config/apply", handle(s.configApply))
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/publish"
@@ -99,6 +100,13 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 		"Endpoint":            Endpoint{},
 		"EndpointDefinition":  registry.Endpoint{},
 		"Endpoints":           Endpoints{},
+		"SigningKey":          SigningKey{},
+		"RotateRequest":       RotateRequest{},
+		"ConfigState":         config.State{},
+		"ApplyRequest":        ApplyRequest{},
+		"Declared":            Declared{},
+		"Applied":             Applied{},
+		"ConfigChange":        registry.Change{},
 		"QuarantineList":      QuarantineList{},
 		"QuarantineEntry":     quarantine.Entry{},
 		"QuarantineOrder":     RedriveRequest{},
