@@ -68,7 +68,7 @@ func (w *worker) prepare(d *delivery) bool {
 		wanted, err := guarded(func() (bool, error) { return w.sub.Filter(e) })
 		switch {
 		case err != nil:
-			w.deadLetter(d, causeFilter, Attempt{Reason: "filter: " + err.Error()}, 0)
+			w.deadLetter(d, causeFilter, Attempt{Reason: "the filter fails: " + err.Error()}, 0)
 			return false
 		case !wanted:
 			w.settle(d, Record{Outcome: RecordFiltered, Attempts: d.attempts, Time: time.Now()})
@@ -77,7 +77,7 @@ func (w *worker) prepare(d *delivery) bool {
 	}
 	if w.sub.Transform != nil {
 		if d.out, err = guarded(func() (*event.Event, error) { return w.sub.Transform(e) }); err != nil {
-			w.deadLetter(d, causeTransform, Attempt{Reason: "transform: " + err.Error()}, 0)
+			w.deadLetter(d, causeTransform, Attempt{Reason: "the transform fails: " + err.Error()}, 0)
 			return false
 		}
 	}

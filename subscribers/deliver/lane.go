@@ -135,6 +135,36 @@ func (l *lane) declare(ctx context.Context) (made bool, err error) {
 	return made, nil
 }
 
+// forwardMost bounds what a start asks the server for; the worker passes over the
+// rest when it comes.
+const forwardMost = 2000
+
+// forward moves the beginning past what the records say is settled, so that it
+// does not count as pending, however long the subscriber is paused.
+func (l *lane) forward(ctx context.Context, s jetstream.Stream, cfg *jetstream.ConsumerConfig) error {
+	for range forwardMost {
+		next := uint64(0)
+		for _, subject := range cfg.FilterSubjects {
+			m, err := s.GetMsg(ctx, cfg.OptStartSeq, jetstream.WithGetMsgSubject(subject))
+			if errors.Is(err, jetstream.ErrMsgNotFound) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if next == 0 || m.Sequence < next {
+				next = m.Sequence
+			}
+		}
+		p, ok := l.w.parts.Recorder.recall(l.w.sub.Name, next, l.w.sub.Created)
+		if next == 0 || !ok || !p.passed(0) {
+			return nil
+		}
+		cfg.OptStartSeq = next + 1
+	}
+	return nil
+}
+
 // whence is what is known of where a subscriber has got to.
 type whence int
 
@@ -174,6 +204,11 @@ func (l *lane) begin(ctx context.Context, cfg *jetstream.ConsumerConfig) (at whe
 			at = known
 		}
 		cfg.OptStartSeq = max(cfg.OptStartSeq, from)
+		if at == known {
+			if err := l.forward(ctx, s, cfg); err != nil {
+				return at, err
+			}
+		}
 		if err := p.set(&l.w.sub, stream, cfg.OptStartSeq-1); err != nil {
 			return at, err
 		}

@@ -209,9 +209,13 @@ func (p *Positions) save(ctx context.Context) error {
 		}
 	}
 	for name, w := range p.workers {
-		if n, ok := through[name]; ok {
-			p.known.Floors[name] = floor{w.sub.Created, max(n, p.known.Floors[name].Through)}
+		if _, ok := through[name]; ok {
+			p.known.Floors[name] = floor{w.sub.Created, p.known.Floors[name].Through}
 		}
+	}
+	for name, f := range p.known.Floors { // at the end the workers have gone, and their cursors have not
+		f.Through = max(f.Through, through[name])
+		p.known.Floors[name] = f
 	}
 	p.known.Since = since
 	return p.write()

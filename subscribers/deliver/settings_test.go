@@ -170,7 +170,7 @@ func TestFilterAndTransform(t *testing.T) {
 			causes[rec.ID] = rec.Cause + ", " + rec.Reason
 		}
 	}
-	for id, want := range map[string]string{"3": "filter, filter: no such key: amount", "4": "filter, filter: panic", "7": "transform, transform: two results"} {
+	for id, want := range map[string]string{"3": "filter, the filter fails: no such key: amount", "4": "filter, the filter fails: panic", "7": "transform, the transform fails: two results"} {
 		if !strings.HasPrefix(causes[id], want) {
 			t.Errorf("event %s: got %q, want %q", id, causes[id], want)
 		}
