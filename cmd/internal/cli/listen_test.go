@@ -357,7 +357,7 @@ func TestListenGoesOn(t *testing.T) {
 			e.start()
 		}
 	}
-	waitFor(t, "all are forwarded", func() bool { return len(e.ids()) >= len(want) })
+	waitFor(t, "all are forwarded and answered", func() bool { return strings.Count(r.out.String(), "\n") >= len(want) })
 	r.cancel()
 	if code := r.end(t); code != exitOK {
 		t.Errorf("exit code %d", code)
