@@ -61,7 +61,7 @@ func (e Entry) Wants(subject string, sequence uint64) bool {
 // inForce gives the subjects that new events should be judged by.
 func (e Entry) inForce() []string {
 	if e.Drains() {
-		return nil
+		return []string{}
 	}
 	return e.Definition.Subjects
 }

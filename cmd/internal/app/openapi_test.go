@@ -1,124 +1,332 @@
 package app_test
 
 import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers"
+	"github.com/getkin/kin-openapi/routers/gorillamux"
 )
 
-// What the admin API asks for and answers is what its description says.
+// described talks to the admin API and holds every request and answer against its
+// own description.
+type described struct {
+	t      *testing.T
+	url    string
+	doc    *openapi3.T
+	router routers.Router
+	done   map[string]bool // operations that have answered 200
+}
+
+func newDescribed(t *testing.T, url string) *described {
+	t.Helper()
+	resp, err := http.Get(url + "/api/v1/openapi.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := openapi3.NewLoader().LoadFromData(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc.Servers = openapi3.Servers{{URL: url}}
+	router, err := gorillamux.NewRouter(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &described{t, url, doc, router, map[string]bool{}}
+}
+
+// call makes a request, which is asked to be as described, and wants a status and
+// a code of a problem, if there is one. header is name, value.
+func (d *described) call(method, path, body string, status int, code string, header ...string) (http.Header, map[string]any) {
+	d.t.Helper()
+	ctx := d.t.Context()
+	req, err := http.NewRequestWithContext(ctx, method, d.url+path, strings.NewReader(body))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	route, params, err := d.router.FindRoute(req)
+	if err != nil {
+		d.t.Errorf("%s %s: %v", method, path, err)
+		return nil, nil
+	}
+	input := &openapi3filter.RequestValidationInput{
+		Request: req, PathParams: params, Route: route,
+		Options: &openapi3filter.Options{AuthenticationFunc: openapi3filter.NoopAuthenticationFunc, IncludeResponseStatus: true},
+	}
+	// What is wrong on purpose need not be as described.
+	if err := openapi3filter.ValidateRequest(ctx, input); err != nil && status != http.StatusBadRequest {
+		d.t.Errorf("%s %s: the request is not as described: %v", method, path, err)
+	}
+	req.Body = io.NopCloser(strings.NewReader(body))
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	answer := map[string]any{}
+	kind := resp.Header.Get("Content-Type")
+	isJSON := strings.Contains(kind, "json")
+	if isJSON {
+		if err := json.Unmarshal(text, &answer); err != nil {
+			d.t.Errorf("%s %s: %v", method, path, err)
+		}
+	}
+	if got, _ := answer["code"].(string); resp.StatusCode != status || got != code {
+		d.t.Errorf("%s %s: got %d %s, want %d %s: %s", method, path, resp.StatusCode, got, status, code, text)
+	}
+	options := *input.Options
+	options.ExcludeResponseBody = !isJSON
+	out := &openapi3filter.ResponseValidationInput{
+		RequestValidationInput: input, Status: resp.StatusCode, Header: resp.Header, Body: io.NopCloser(bytes.NewReader(text)), Options: &options,
+	}
+	if err := openapi3filter.ValidateResponse(ctx, out); err != nil {
+		d.t.Errorf("%s %s: the answer is not as described: %v\n%s", method, path, err, text)
+	}
+	if content := route.Operation.Responses.Status(resp.StatusCode); content != nil && !isJSON {
+		kind, _, _ := strings.Cut(kind, ";")
+		if content.Value.Content.Get(kind) == nil {
+			d.t.Errorf("%s %s: answers %s, which is not described", method, path, kind)
+		}
+	}
+	if resp.StatusCode == http.StatusOK {
+		d.done[route.Method+" "+route.Path] = true
+	}
+	return resp.Header, answer
+}
+
+// TestAdminAPIIsAsDescribed makes every request there is, and wants that requests
+// and answers are as the API describes itself.
 func TestAdminAPIIsAsDescribed(t *testing.T) {
 	in := newInbox(t)
-	g := start(t, sources, "subscribers:\n", subscriber("all", in.url+"/all", "start: now"))
-	g.accept("A-1", "A-2")
-	g.post("fo", nil, []byte(`{"no":"event"}`))
-	g.drained()
-
-	load := func() *openapi3.T {
-		t.Helper()
-		resp, err := http.Get(g.admin.URL + "/api/v1/openapi.json")
-		if err != nil {
-			t.Fatal(err)
+	in.handle = func(w http.ResponseWriter, r *http.Request, _ received) bool {
+		if strings.HasPrefix(r.URL.Path, "/refuses") {
+			w.WriteHeader(http.StatusBadRequest)
+			return true
 		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		doc, err := openapi3.NewLoader().LoadFromData(b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return doc
+		return false
 	}
-	doc := load()
-	for _, tt := range []struct {
-		name, method, route string
-		params              map[string]string
-		query, body         string
-		status              int
-	}{
-		{name: "status", route: "status"},
-		{name: "subscribers", route: "subscribers"},
-		{name: "subscriber", route: "subscribers/{name}", params: map[string]string{"name": "all"}},
-		{name: "add a subscriber", method: "PUT", route: "subscribers/{name}", params: map[string]string{"name": "b"},
-			body: `{"subjects":["events.>"],"deliver":{"webhook":{"url":"http://127.0.0.1:1/x"}},"limits":{"timeout":"3s","batch":{"events":5}},"retry":{"schedule":["1s"]}}`},
-		{name: "pause", method: "POST", route: "subscribers/{name}/pause", params: map[string]string{"name": "b"}},
-		{name: "shed", route: "subscribers/{name}/shed", params: map[string]string{"name": "all"}},
-		{name: "add an endpoint", method: "PUT", route: "endpoints/{name}", params: map[string]string{"name": "e"}, body: `{"url":"http://127.0.0.1:1/y"}`},
-		{name: "endpoints", route: "endpoints"},
-		{name: "quarantine", route: "quarantine", query: "limit=5"},
-		{name: "quarantine, tried", method: "POST", route: "quarantine/redrive", body: `{"source":"fo","dryRun":true}`},
-		{name: "dead letters", route: "deadletters"},
-		{name: "dead letters of one", route: "subscribers/{name}/deadletters", params: map[string]string{"name": "all"}},
-		{name: "replay, tried", method: "POST", route: "subscribers/{name}/replay", params: map[string]string{"name": "all"}, body: `{"from":"1","dryRun":true}`},
-		{name: "replay", method: "POST", route: "subscribers/{name}/replay", params: map[string]string{"name": "all"}, body: `{"from":"1","rate":"100/s"}`},
-		{name: "jobs", route: "jobs"},
-		{name: "books", route: "books"},
-		{name: "why", route: "why", query: "id=A-1"},
-		{name: "stored event", route: "listen/{sequence}", params: map[string]string{"sequence": "1"}},
-		{name: "test", method: "POST", route: "test", body: `{"filter":"true","transform":".","last":10}`},
-		{name: "no such subscriber", route: "subscribers/{name}", params: map[string]string{"name": "nobody"}, status: 404},
-		{name: "subscriber exists", method: "PUT", route: "subscribers/{name}", params: map[string]string{"name": "b"},
-			body: `{"subjects":["events.>"],"deliver":{"webhook":{"url":"http://127.0.0.1:1/z"}}}`, status: 409},
-		{name: "bad definition", method: "PUT", route: "subscribers/{name}", params: map[string]string{"name": "c"},
-			body: `{"subjects":["x"],"deliver":{}}`, status: 400},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			if tt.method == "" {
-				tt.method = http.MethodGet
+	g := start(t, sources+"subscribers:\n"+subscriber("file", in.url+"/file", ""))
+	d := newDescribed(t, "http://"+g.app.AdminAddr())
+	get := func(path string) map[string]any { t.Helper(); _, a := d.call("GET", path, "", 200, ""); return a }
+	post := func(path, body string) map[string]any {
+		t.Helper()
+		_, a := d.call("POST", path, body, 200, "")
+		return a
+	}
+	sub := func(name string) string { return "/api/v1/subscribers/" + name }
+
+	// Subscribers.
+	definition := func(path, more string) string {
+		return fmt.Sprintf(`{"subjects":["events.>"],"deliver":{"webhook":{"url":%q}}%s}`, in.url+path, more)
+	}
+	header, _ := d.call("PUT", sub("full"), `{"name":"full","subjects":["events.fno.>"],"filter":"event.type != \"x\"","transform":".",
+		"deliver":{"webhook":{"url":"`+in.url+`/full?code=1","format":"cloudevents","sign":true}},"start":"beginning","ordering":"key",
+		"limits":{"concurrency":2,"timeout":"10s","rate":"100/s","batch":{"events":2,"bytes":"1MiB","linger":"10ms"},"backlog":{"age":"7d","bytes":"1GiB"}},
+		"retry":{"schedule":["1s"],"maxAge":"1d","maxRetryAfter":"1h","faults":{"tls":{"giveUp":true},"server":{"schedule":["1s"]}}},
+		"breaker":{"failures":5,"ratio":0.5,"window":"30s","openFor":"10s","maxOpenFor":"5m","probes":1,"rampUp":"none"}}`, 200, "")
+	tag := header.Get("ETag")
+	d.call("PUT", sub("refuses"), definition("/refuses", `,"start":1`), 200, "")
+	d.call("PUT", sub("refuses"), definition("/another", ""), 409, "subscriber-exists")
+	d.call("PUT", sub("file"), definition("/another", ""), 409, "file-declared")
+	d.call("PUT", sub("bad"), `{"subjects":["x"],"deliver":{}}`, 400, "bad-definition")
+	header, full := d.call("GET", sub("full"), "", 200, "")
+	if header.Get("ETag") != tag {
+		t.Errorf("ETag %s, then %s", tag, header.Get("ETag"))
+	}
+	// What was read can be sent back.
+	again, err := json.Marshal(full["definition"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	header, _ = d.call("PUT", sub("full"), string(again), 200, "", "If-Match", tag)
+	if header.Get("ETag") != tag {
+		t.Errorf("the same changed it: %s, then %s", tag, header.Get("ETag"))
+	}
+	d.call("PUT", sub("full"), strings.Replace(string(again), `"concurrency":2`, `"concurrency":3`, 1), 200, "", "If-Match", tag)
+	d.call("PUT", sub("full"), string(again), 412, "stale", "If-Match", tag)
+	d.call("PUT", sub("full"), string(again), 400, "bad-parameter", "If-Match", "17")
+	d.call("PUT", sub("nobody"), string(again), 400, "bad-definition", "If-Match", tag)
+	d.call("PUT", sub("nobody"), definition("/", ""), 412, "stale", "If-Match", tag)
+	d.call("GET", sub("nobody"), "", 404, "no-such-subscriber")
+	post(sub("full")+"/pause", "")
+	post(sub("full")+"/drain", "")
+	post(sub("full")+"/resume", "")
+	post(sub("full")+"/rotate-key", `{"overlap":"1h"}`)
+	post(sub("full")+"/rotate-key", "")
+	d.call("POST", sub("full")+"/rotate-key", `{"overlap":"90d"}`, 400, "bad-parameter")
+	d.call("POST", sub("refuses")+"/rotate-key", "", 409, "not-signed")
+	waitFor(t, "it has a worker", func() bool {
+		resp, err := http.Post(d.url+sub("full")+"/probe", "", nil)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err == nil && resp.StatusCode == http.StatusOK
+	})
+	post(sub("full")+"/probe", "")
+
+	// Events, some of them refused, and one that is not understood.
+	g.accept("A", "B")
+	if a := g.post("eg", nil, []byte(`{"no":"event"}`)); a.status != http.StatusOK {
+		t.Fatalf("HTTP %d %s", a.status, a.body)
+	}
+	waitFor(t, "dead letters", func() bool {
+		b, err := g.admin.Subscriber(t.Context(), "refuses")
+		return err == nil && b.Backlog.DeadLetters == 2
+	})
+	get("/api/v1/status")
+	get("/api/v1/subscribers")
+	get(sub("full") + "/shed?limit=10")
+	d.call("GET", sub("full")+"/shed?limit=0", "", 400, "bad-parameter")
+	get("/api/v1/deadletters?subscriber=refuses")
+	letters := get(sub("refuses") + "/deadletters?limit=1&cause=rejected&since=2001-02-03T04:05:06Z")["deadLetters"].([]any)
+	first := letters[0].(map[string]any)["sequence"]
+	get(fmt.Sprint(sub("refuses"), "/deadletters/", first))
+	d.call("GET", sub("refuses")+"/deadletters/9999", "", 404, "no-such-dead-letter")
+	post(sub("refuses")+"/deadletters/redrive", `{"all":true,"dryRun":true}`)
+	post(sub("refuses")+"/deadletters/drop", `{"all":true,"dryRun":true}`)
+	d.call("POST", sub("refuses")+"/deadletters/redrive", `{}`, 400, "bad-selection")
+	post(sub("full")+"/replay", `{"from":"1","dryRun":true}`)
+	job := post(sub("full")+"/replay", `{"from":"1","to":"2","rate":"1/m"}`)["job"].(map[string]any)["id"].(string)
+	get("/api/v1/jobs")
+	get("/api/v1/jobs/" + job)
+	post("/api/v1/jobs/"+job+"/stop", "")
+	waitFor(t, "the job has stopped", func() bool {
+		j, err := g.admin.Job(t.Context(), job)
+		return err == nil && j.State == "stopped"
+	})
+	post("/api/v1/jobs/"+job+"/resume", "")
+	d.call("GET", "/api/v1/jobs/none", "", 404, "no-such-job")
+	post("/api/v1/test", `{"subscriber":"full","filter":"event.subject == \"x\"","last":10}`)
+	d.call("POST", "/api/v1/test", `{"filter":"("}`, 400, "bad-definition")
+
+	// Endpoints.
+	header, _ = d.call("PUT", "/api/v1/endpoints/wms", fmt.Sprintf(`{"url":%q}`, in.url+"/wms?code=1"), 200, "")
+	tag = header.Get("ETag")
+	d.call("PUT", "/api/v1/endpoints/wms", fmt.Sprintf(`{"url":%q}`, in.url), 409, "endpoint-exists")
+	d.call("PUT", "/api/v1/endpoints/wms", fmt.Sprintf(`{"name":"wms","url":%q}`, in.url), 200, "", "If-Match", tag)
+	d.call("PUT", "/api/v1/endpoints/wms", fmt.Sprintf(`{"url":%q}`, in.url), 412, "stale", "If-Match", tag)
+	d.call("PUT", "/api/v1/endpoints/bad", `{"url":"ftp://x"}`, 400, "bad-definition")
+	d.call("PUT", sub("at"), `{"subjects":["events.>"],"deliver":{"webhook":{"endpoint":"wms","path":"/x"}}}`, 200, "")
+	d.call("PUT", sub("lost"), `{"subjects":["events.>"],"deliver":{"webhook":{"endpoint":"none"}}}`, 400, "bad-definition")
+	get("/api/v1/endpoints")
+	get("/api/v1/endpoints/wms")
+	d.call("GET", "/api/v1/endpoints/none", "", 404, "no-such-endpoint")
+	d.call("DELETE", "/api/v1/endpoints/wms", "", 409, "endpoint-in-use")
+	d.call("DELETE", sub("at"), "", 412, "stale", "If-Match", `"1"`)
+	d.call("DELETE", sub("at")+"?discard=true", "", 200, "")
+	d.call("DELETE", "/api/v1/endpoints/wms", "", 200, "")
+	d.call("DELETE", sub("refuses"), "", 409, "backlog")
+
+	// The configuration.
+	get("/api/v1/config")
+	d.call("POST", "/api/v1/config/apply", "", 409, "no-file")
+	declared := `"declared":{"endpoints":[{"name":"crm","url":"https://example.com/"}],"subscribers":[{"name":"other","subjects":["events.>"],"deliver":{"webhook":{"endpoint":"crm"}}}]}`
+	post("/api/v1/config/apply", "{"+declared+`,"dryRun":true}`)
+	post("/api/v1/config/apply", "{"+declared+`,"prune":true}`)
+	d.call("POST", "/api/v1/config/apply", strings.Replace("{"+declared+"}", "https", "ftp", 1), 400, "bad-definition")
+
+	// Books, the way of an event, and reading along.
+	get("/api/v1/books")
+	d.call("POST", "/api/v1/books/none/accept", "", 404, "no-such-book")
+	waitFor(t, "the books stand still", func() bool {
+		resp, err := http.Post(d.url+"/api/v1/books/full/accept", "", nil)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err == nil && resp.StatusCode == http.StatusOK
+	})
+	post("/api/v1/books/full/accept", "")
+	get("/api/v1/why?id=A&since=1h")
+	d.call("GET", "/api/v1/why?id=A&since=soon", "", 400, "bad-parameter")
+	get("/api/v1/listen/1")
+	d.call("GET", "/api/v1/listen/9999", "", 404, "no-such-event")
+	d.call("GET", "/api/v1/listen?filter=(", "", 400, "bad-parameter")
+	d.listen("/api/v1/listen?subject=events.fno.%3E&from=beginning")
+
+	// The quarantine.
+	entries := get("/api/v1/quarantine?source=eg&limit=10")["entries"].([]any)
+	entry := entries[0].(map[string]any)["sequence"]
+	get(fmt.Sprint("/api/v1/quarantine/", entry))
+	d.call("GET", "/api/v1/quarantine/9999", "", 404, "no-such-entry")
+	post("/api/v1/quarantine/redrive", fmt.Sprintf(`{"sequences":[%v],"dryRun":true}`, entry))
+	post("/api/v1/quarantine/drop", `{"source":"eg"}`)
+	d.call("POST", "/api/v1/quarantine/drop", `{}`, 400, "bad-selection")
+
+	for _, path := range []string{"/schemas/", "/schemas/event.v1.json", "/schemas/dataverse-change.v1.json", "/schemas/fno-business-event.v1.json", "/metrics", "/livez", "/readyz", "/healthz", "/api/v1/openapi.yaml", "/api/v1/openapi.json"} {
+		get(path)
+	}
+	post(sub("refuses")+"/deadletters/redrive", `{"all":true,"rate":"100/s"}`)
+	post(sub("refuses")+"/deadletters/drop", `{"all":true}`)
+
+	var missing []string
+	for path, item := range d.doc.Paths.Map() {
+		for method := range item.Operations() {
+			if op := method + " " + path; !d.done[op] {
+				missing = append(missing, op)
 			}
-			if tt.status == 0 {
-				tt.status = http.StatusOK
-			}
-			template := "/api/v1/" + tt.route
-			path := template
-			for k, v := range tt.params {
-				path = strings.ReplaceAll(path, "{"+k+"}", v)
-			}
-			item := doc.Paths.Value(template)
-			if item == nil || item.GetOperation(tt.method) == nil {
-				t.Fatalf("%s %s is not described", tt.method, template)
-			}
-			request := func() *http.Request {
-				req, err := http.NewRequestWithContext(t.Context(), tt.method, g.admin.URL+path+"?"+tt.query, strings.NewReader(tt.body))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if tt.body != "" {
-					req.Header.Set("Content-Type", "application/json")
-				}
-				return req
-			}
-			input := &openapi3filter.RequestValidationInput{
-				Request: request(), PathParams: tt.params,
-				Route:   &routers.Route{Spec: doc, Path: template, PathItem: item, Method: tt.method, Operation: item.GetOperation(tt.method)},
-				Options: &openapi3filter.Options{AuthenticationFunc: openapi3filter.NoopAuthenticationFunc, IncludeResponseStatus: true, MultiError: true},
-			}
-			if err := openapi3filter.ValidateRequest(t.Context(), input); err != nil {
-				t.Errorf("the request: %v", err)
-			}
-			resp, err := http.DefaultClient.Do(request())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer resp.Body.Close()
-			body, err := io.ReadAll(resp.Body)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if resp.StatusCode != tt.status {
-				t.Fatalf("HTTP %d %s", resp.StatusCode, body)
-			}
-			answer := &openapi3filter.ResponseValidationInput{RequestValidationInput: input, Status: resp.StatusCode, Header: resp.Header, Options: input.Options}
-			if err := openapi3filter.ValidateResponse(t.Context(), answer.SetBodyBytes(body)); err != nil {
-				t.Errorf("the answer: %v\n%s", err, body)
-			}
-		})
+		}
+	}
+	if len(missing) > 0 {
+		t.Errorf("never answered 200: %v (did: %v)", slices.Sorted(slices.Values(missing)), slices.Sorted(maps.Keys(d.done)))
+	}
+}
+
+// listen reads the first lines of an answer that goes on.
+func (d *described) listen(path string) {
+	d.t.Helper()
+	ctx, cancel := context.WithCancel(d.t.Context())
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "GET", d.url+path, nil)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	schema := d.doc.Components.Schemas["Heard"].Value
+	lines := bufio.NewScanner(resp.Body)
+	for range 2 {
+		if !lines.Scan() {
+			d.t.Fatalf("%s ended: %v", path, lines.Err())
+		}
+		var line any
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+			d.t.Fatal(err)
+		}
+		if err := schema.VisitJSON(line, openapi3.EnableJSONSchema2020()); err != nil {
+			d.t.Errorf("%s: %v\n%s", path, err, lines.Bytes())
+		}
+	}
+	if resp.StatusCode == http.StatusOK {
+		d.done["GET /api/v1/listen"] = true
 	}
 }
