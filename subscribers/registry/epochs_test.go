@@ -365,7 +365,8 @@ func subjectsAtRandom(t *testing.T, replicas int, random *rand.Rand) {
 	note(g.declare(d))
 
 	// Events come all the time, except when the broker is away.
-	var mu sync.Mutex // held while an event is stored
+	var mu sync.Mutex // held while an event is stored; guards js and published
+	js := g.broker.JetStream()
 	published := map[uint64]string{}
 	subjects := rand.New(rand.NewPCG(random.Uint64(), 0))
 	stop, stopped := make(chan struct{}), make(chan struct{})
@@ -383,7 +384,7 @@ func subjectsAtRandom(t *testing.T, replicas int, random *rand.Rand) {
 			mu.Lock()
 			e := event.Event{ID: fmt.Sprintf("%05d", i), Source: "/test", Type: "test"}
 			h, body := e.Encode()
-			ack, err := g.broker.JetStream().PublishMsg(ctx, &nats.Msg{Subject: subject, Header: h, Data: body})
+			ack, err := js.PublishMsg(ctx, &nats.Msg{Subject: subject, Header: h, Data: body})
 			if err == nil {
 				published[ack.Sequence] = e.ID
 			}
@@ -461,7 +462,7 @@ func subjectsAtRandom(t *testing.T, replicas int, random *rand.Rand) {
 			} else {
 				other = open(again.broker, other.got)
 			}
-			g = again
+			g, js = again, again.broker.JetStream()
 			mu.Unlock()
 		}
 		t.Logf("operation %d at %d", op, end())
