@@ -6,53 +6,54 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"strconv"
-	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
 )
 
-// Lease is the right to do what only one replica may do at a time. It is
-// renewed until Release, and lost when the server can't be reached for a while.
+// Lease is the right to do what only one replica may do at a time. The server
+// forgets it by itself, counting from each renewal; the holder counts from the
+// moment before it asked, on its own monotonic clock, and stops earlier. So two
+// never hold it at once, whatever their wall clocks say, unless a process stands
+// still between looking at its clock and acting on it, or the server loses what
+// it keeps in memory.
 type Lease struct {
-	b        *Broker
-	key      string
-	log      *slog.Logger
+	b      *Broker
+	kv     jetstream.KeyValue
+	key    string
+	holder string
+	ttl    time.Duration
+
+	// ctx ends when the lease is lost or given back.
 	ctx      context.Context
 	lose     context.CancelFunc
-	running  sync.WaitGroup
-	revision uint64 // only renew touches it
+	end      *time.Timer // ends ctx when the holder may not believe in it any more
+	revision uint64
+	done     chan struct{}
 }
 
 const (
 	// leaseTTL is how long a lease outlives its holder. It is longer than a
 	// message of the holder's stays with it (deliver.ackWait), so that whoever
 	// comes next finds all of them given back.
-	leaseTTL   = 6 * time.Second
-	leaseRenew = leaseTTL / 3
-	// leaseMargin is how much earlier than the server a holder thinks that its
-	// lease has ended: by its own monotonic clock, counted from before it asked.
-	leaseMargin = leaseTTL / 6
+	leaseTTL = 6 * time.Second
 	// leaseRetry is how often somebody else asks.
 	leaseRetry = time.Second
 )
 
 // Lease waits until key is free and takes it. The caller calls Release. The
-// error is ctx's.
+// error is ctx's; ctx bounds only the wait.
 func (b *Broker) Lease(ctx context.Context, key string, log *slog.Logger) (*Lease, error) {
 	warned := false
 	for {
-		l, err := b.tryLease(ctx, key, log)
+		l, err := b.TryLease(ctx, key, leaseTTL)
 		switch {
-		case err == nil:
+		case l != nil:
 			return l, nil
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case errors.Is(err, jetstream.ErrKeyExists):
-		case !warned:
+		case err != nil && !warned:
 			warned = true
 			log.Warn("lease not taken, trying again", "lease", key, "error", err)
 		}
@@ -66,106 +67,93 @@ func (b *Broker) Lease(ctx context.Context, key string, log *slog.Logger) (*Leas
 	}
 }
 
-func (b *Broker) tryLease(ctx context.Context, key string, log *slog.Logger) (*Lease, error) {
-	ask, cancel := context.WithTimeout(ctx, leaseRenew)
+// TryLease takes key, or gives nil when somebody else has it. After a crash
+// somebody else can have it ttl later; a holder renews it four times in that
+// time, and believes in it a fifth less. The caller calls Release. ctx bounds
+// only the asking.
+func (b *Broker) TryLease(ctx context.Context, key string, ttl time.Duration) (*Lease, error) {
+	ctx, cancel := context.WithTimeout(ctx, ttl) // later it would be over
 	defer cancel()
-	kv, err := b.js.KeyValue(ask, BucketLeases)
+	kv, err := b.js.KeyValue(ctx, BucketLeases)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		if err = b.DeclareBuckets(ask); err == nil {
-			kv, err = b.js.KeyValue(ask, BucketLeases)
+		if err = b.DeclareBuckets(ctx); err == nil {
+			kv, err = b.js.KeyValue(ctx, BucketLeases)
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", BucketLeases, err)
 	}
+	l := &Lease{b: b, kv: kv, key: key, holder: Instance() + " " + nuid.Next(), ttl: ttl, done: make(chan struct{})}
 	asked := time.Now()
-	holder := Instance() + " " + nuid.Next()
-	revision, err := kv.Create(ask, key, []byte(holder), jetstream.KeyTTL(leaseTTL))
+	l.revision, err = kv.Create(ctx, key, []byte(l.holder), jetstream.KeyTTL(ttl))
+	if errors.Is(err, jetstream.ErrKeyExists) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
-	l := &Lease{b: b, key: key, log: log, revision: revision}
 	l.ctx, l.lose = context.WithCancel(context.Background())
-	l.running.Go(func() { l.renew(asked, holder) })
+	l.end = time.AfterFunc(l.belief(asked), l.lose)
+	go l.keep()
 	return l, nil
 }
 
 // Context ends when the lease is lost or released. What it allows must have
-// stopped within a second then.
+// stopped within a fifth of its time then.
 func (l *Lease) Context() context.Context { return l.ctx }
 
-// Release gives it to the next one.
-func (l *Lease) Release() {
-	l.lose()
-	l.running.Wait()
-}
-
-// renew keeps the lease until it is lost or released.
-func (l *Lease) renew(asked time.Time, holder string) {
+// keep renews the lease until it ends.
+func (l *Lease) keep() {
+	defer close(l.done)
 	defer l.lose()
-	t := time.NewTicker(leaseRenew)
+	defer l.end.Stop()
+	t := time.NewTicker(l.ttl / 4)
 	defer t.Stop()
-	for valid := asked.Add(leaseTTL - leaseMargin); ; {
-		end := time.NewTimer(time.Until(valid))
+	for {
 		select {
 		case <-l.ctx.Done():
-			end.Stop()
-			l.drop()
-			return
-		case <-end.C:
-			l.log.Warn("lease lost: the broker could not be reached in time", "lease", l.key)
 			return
 		case <-t.C:
-			end.Stop()
 		}
-		began := time.Now()
-		ctx, cancel := context.WithDeadline(l.ctx, valid)
-		revision, err := l.put(ctx, holder)
+		asked := time.Now()
+		ctx, cancel := context.WithTimeout(l.ctx, l.ttl/4)
+		// Not the bucket's own Update: that one makes a key without an end.
+		ack, err := l.b.js.Publish(ctx, "$KV."+BucketLeases+"."+l.key, []byte(l.holder),
+			jetstream.WithMsgTTL(l.ttl), jetstream.WithExpectLastSequencePerSubject(l.revision), jetstream.WithRetryAttempts(1))
 		cancel()
+		var api *jetstream.APIError
 		switch {
 		case err == nil:
-			l.revision, valid = revision, began.Add(leaseTTL-leaseMargin)
-		case taken(err):
-			l.log.Warn("lease lost: somebody else has it", "lease", l.key, "error", err)
-			return
-		case l.ctx.Err() == nil:
-			l.log.Debug("lease not renewed, trying again", "lease", l.key, "error", err)
+			l.revision = ack.Sequence
+			// An end that came meanwhile stays the end.
+			if l.end.Stop() {
+				l.end.Reset(l.belief(asked))
+			}
+		case errors.As(err, &api):
+			return // somebody else has it, or it is gone
 		}
+		// Otherwise nobody answered: another try, as long as there is time. If
+		// the first one arrived, the next is refused and the lease is lost.
 	}
 }
 
-// put renews the key with its time. The client's Update can't set one.
-func (l *Lease) put(ctx context.Context, holder string) (uint64, error) {
-	m := nats.NewMsg("$KV." + BucketLeases + "." + l.key)
-	m.Data = []byte(holder)
-	m.Header.Set(jetstream.MsgTTLHeader, leaseTTL.String())
-	m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(l.revision, 10))
-	ack, err := l.b.js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
-	if err != nil {
-		return 0, err
-	}
-	return ack.Sequence, nil
+// belief is how much longer the holder believes in a lease that it asked for at
+// a time.
+func (l *Lease) belief(asked time.Time) time.Duration {
+	return max(0, time.Until(asked.Add(l.ttl/5*4)))
 }
 
-// taken says whether the key has changed under us.
-func taken(err error) bool {
-	var api *jetstream.APIError
-	return errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == wrongLastConstant)
-}
-
-// wrongLastConstant is the other code for a sequence that is not the last
-// (nats-server v2.15.2, server/errors.json: JSStreamWrongLastSequenceConstantErr).
-const wrongLastConstant = 10164
-
-// drop lets the next one have it at once.
-func (l *Lease) drop() {
-	ctx, cancel := context.WithTimeout(context.Background(), leaseRenew)
+// Release gives it to the next one at once.
+func (l *Lease) Release() {
+	l.Abandon()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	kv, err := l.b.js.KeyValue(ctx, BucketLeases)
-	if err == nil {
-		err = kv.Purge(ctx, l.key, jetstream.LastRevision(l.revision), jetstream.PurgeTTL(leaseTTL))
-	}
-	if err != nil {
-		l.log.Debug("lease not given back; it ends by itself", "lease", l.key, "error", err)
-	}
+	// If it can't be deleted it ends by itself.
+	_ = l.kv.Delete(ctx, l.key, jetstream.LastRevision(l.revision))
+}
+
+// Abandon leaves it to its end, as a crash does.
+func (l *Lease) Abandon() {
+	l.lose()
+	<-l.done
 }

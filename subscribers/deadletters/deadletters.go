@@ -63,7 +63,7 @@ type Parts struct {
 // concurrent use.
 type Store struct {
 	Parts
-	// owner names this Store in jobs and leases.
+	// owner names this Store in jobs.
 	owner    string
 	leaseTTL time.Duration
 	js       jetstream.JetStream
@@ -71,7 +71,6 @@ type Store struct {
 	events   jetstream.Stream
 	attempts jetstream.Stream
 	jobs     jetstream.KeyValue
-	leases   jetstream.KeyValue
 	// step is called after each step of a portion; an error there ends the
 	// work as a crash would. Only tests set it.
 	step func(*Job, string) error
@@ -117,10 +116,8 @@ func open(ctx context.Context, p Parts) (*Store, error) {
 			return nil, fmt.Errorf("stream %s: %w", name, err)
 		}
 	}
-	for name, bucket := range map[string]*jetstream.KeyValue{broker.BucketJobs: &s.jobs, broker.BucketLeases: &s.leases} {
-		if *bucket, err = js.KeyValue(ctx, name); err != nil {
-			return nil, fmt.Errorf("bucket %s: %w", name, err)
-		}
+	if s.jobs, err = js.KeyValue(ctx, broker.BucketJobs); err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", broker.BucketJobs, err)
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.hard, s.abandon = context.WithCancel(context.Background())

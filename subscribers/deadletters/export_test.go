@@ -30,16 +30,8 @@ func OpenMortal(ctx context.Context, p Parts, die func(j *Job, step string) bool
 var (
 	Alike   = alike
 	Needle  = needle
-	Covers  = covers
 	Records = records
-	Acquire = acquire
 )
-
-// Release gives a lease back, Held tells whether its holder believes in it, and
-// Orphan stops renewing it, as a crash does.
-func (l *lease) Release()   { l.release() }
-func (l *lease) Held() bool { return l.ctx.Err() == nil }
-func (l *lease) Orphan()    { l.cancel() }
 
 // ErrBroken is any error.
 var ErrBroken = errors.New("broken")

@@ -11,7 +11,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/schemas/event"
@@ -288,110 +287,4 @@ func TestStructured(t *testing.T) {
 		defer g.mu.Unlock()
 		return g.vias["replay"] == 1
 	})
-}
-
-func TestCovers(t *testing.T) {
-	for _, tt := range []struct {
-		pattern, subject string
-		want             bool
-	}{
-		{"events.>", "events.a.b", true},
-		{"events.>", "events", false},
-		{"events.*.b", "events.a.b", true},
-		{"events.*.b", "events.a.c", false},
-		{"events.*", "events.a.b", false},
-		{"events.a.b", "events.a", false},
-		{"events.a", "events.a", true},
-	} {
-		if got := deadletters.Covers(tt.pattern, tt.subject); got != tt.want {
-			t.Errorf("%s covers %s: %v", tt.pattern, tt.subject, got)
-		}
-	}
-}
-
-func TestLease(t *testing.T) {
-	g := newRig(t)
-	ctx := t.Context()
-	kv, err := g.js.KeyValue(ctx, broker.BucketLeases)
-	if err != nil {
-		t.Fatal(err)
-	}
-	const ttl = deadletters.ShortLease
-	a, err := deadletters.Acquire(ctx, g.js, kv, "k", "a", ttl)
-	if err != nil || a == nil {
-		t.Fatal(err)
-	}
-	try := func() bool {
-		t.Helper()
-		b, err := deadletters.Acquire(ctx, g.js, kv, "k", "b", ttl)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if b != nil {
-			b.Release()
-		}
-		return b != nil
-	}
-	// It outlives its time while it is renewed.
-	for end := time.Now().Add(2 * ttl); time.Now().Before(end); {
-		if try() {
-			t.Fatal("two hold it")
-		}
-		time.Sleep(20 * time.Millisecond) // sleep: over two of its lives
-	}
-	if !a.Held() {
-		t.Fatal("lost although it was renewed")
-	}
-	// Given back it is free at once; not renewed it is free after a while.
-	a.Release()
-	if !try() {
-		t.Error("not free after it was given back")
-	}
-	if a, err = deadletters.Acquire(ctx, g.js, kv, "k", "a", ttl); err != nil || a == nil {
-		t.Fatal(err)
-	}
-	a.Orphan()
-	if try() {
-		t.Error("free while the dead holder could still be alive")
-	}
-	g.waitFor("its end", try)
-
-	// Taken away, its holder notices.
-	if a, err = deadletters.Acquire(ctx, g.js, kv, "k", "a", ttl); err != nil || a == nil {
-		t.Fatal(err)
-	}
-	if err := kv.Delete(ctx, "k"); err != nil {
-		t.Fatal(err)
-	}
-	g.waitFor("the holder notices", func() bool { return !a.Held() })
-	a.Release()
-
-	// Cut off from the server, the holder gives up before the server does.
-	nc, js, err := g.broker.Connect("other")
-	if err != nil {
-		t.Fatal(err)
-	}
-	other, err := js.KeyValue(ctx, broker.BucketLeases)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a, err = deadletters.Acquire(ctx, js, other, "k", "a", ttl); err != nil || a == nil {
-		t.Fatal(err)
-	}
-	nc.Close()
-	for {
-		_, err := kv.Get(ctx, "k")
-		held := a.Held()
-		if errors.Is(err, jetstream.ErrKeyNotFound) {
-			if held {
-				t.Error("the server gave it up before its holder")
-			}
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Millisecond) // sleep: until the server gives it up
-	}
-	a.Release()
 }

@@ -195,22 +195,7 @@ func (sp span) source(js jetstream.JetStream, from uint64, bodies bool) *source 
 
 // has says whether a message is in the span.
 func (sp span) has(m *stored) bool {
-	return sp.subject == "" || slices.ContainsFunc(sp.subjects, func(p string) bool { return covers(p, m.subject) })
-}
-
-// covers says whether a subject matches a pattern.
-func covers(pattern, subject string) bool {
-	for pattern != "" {
-		var p, t string
-		p, pattern, _ = strings.Cut(pattern, ".")
-		if p == ">" {
-			return subject != ""
-		}
-		if t, subject, _ = strings.Cut(subject, "."); t == "" || p != "*" && p != t {
-			return false
-		}
-	}
-	return subject == ""
+	return sp.subject == "" || slices.ContainsFunc(sp.subjects, func(p string) bool { return deliver.MatchSubject(p, m.subject) })
 }
 
 // length counts the events that a span's source reads.

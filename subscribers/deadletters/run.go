@@ -122,6 +122,9 @@ func (s *Store) turn(subscriber string) (id string, ok bool) {
 	return id, id != ""
 }
 
+// leaseTTL is how long after a crash somebody else goes on with a job.
+const leaseTTL = 10 * time.Second
+
 // serve works on the jobs of one subscriber while there are some and nobody else
 // does.
 func (s *Store) serve(subscriber string) {
@@ -131,17 +134,21 @@ func (s *Store) serve(subscriber string) {
 			return
 		}
 		again := s.leaseTTL / 4
-		l, err := acquire(s.hard, s.js, s.leases, "jobs."+subscriber, s.owner, s.leaseTTL)
+		l, err := s.Broker.TryLease(s.hard, "jobs."+subscriber, s.leaseTTL)
 		switch {
 		case err != nil:
 			s.Log.Debug("lease of jobs", "subscriber", subscriber, "error", err)
 		case l != nil:
-			revision, err := s.work(l, id)
+			ctx, cancel := context.WithCancel(l.Context())
+			unhook := context.AfterFunc(s.hard, cancel)
+			revision, err := s.work(ctx, id)
+			unhook()
+			cancel()
 			if errors.Is(err, errDied) { // a test's crash: nothing is tidied up
-				l.cancel()
+				l.Abandon()
 				return
 			}
-			l.release()
+			l.Release()
 			switch {
 			case err == nil:
 				s.ended(id, revision)
@@ -199,9 +206,9 @@ type run struct {
 
 // work brings a job to an end or a stop, or gives an error after which it goes
 // on. revision is the entry's when there is nothing left to do.
-func (s *Store) work(l *lease, id string) (revision uint64, err error) {
+func (s *Store) work(ctx context.Context, id string) (revision uint64, err error) {
 	r := &run{s: s, moved: time.Now()}
-	r.job, r.revision, err = s.job(l.ctx, id)
+	r.job, r.revision, err = s.job(ctx, id)
 	switch {
 	case errors.Is(err, ErrNoJob):
 		return math.MaxUint64, nil
@@ -210,7 +217,7 @@ func (s *Store) work(l *lease, id string) (revision uint64, err error) {
 	case r.job.Owner != "" && r.job.Owner != s.owner && !s.Broker.Embedded():
 		// An external server that lost its memory has given the lease away,
 		// perhaps while somebody still believes in it.
-		if err := sleep(l.ctx, s.leaseTTL); err != nil {
+		if err := sleep(ctx, s.leaseTTL); err != nil {
 			return 0, err
 		}
 	}
@@ -222,15 +229,15 @@ func (s *Store) work(l *lease, id string) (revision uint64, err error) {
 		// A quarter of a second's worth at once: less often is not looked.
 		r.limit = rate.NewLimiter(rate.Limit(r.job.Rate), int(max(1, math.Ceil(float64(r.job.Rate)/4))))
 	}
-	err = r.begin(l.ctx)
+	err = r.begin(ctx)
 	if err == nil {
-		err = r.loop(l.ctx)
+		err = r.loop(ctx)
 	}
 	if r.source != nil {
 		r.source.close()
 	}
 	if f, ok := errors.AsType[*failure](err); ok {
-		err = r.end(l.ctx, Failed, f.Error())
+		err = r.end(ctx, Failed, f.Error())
 	}
 	return r.revision, err
 }

@@ -24,6 +24,9 @@ func TestMatchSubject(t *testing.T) {
 		{"events.fno.prod", "events.fno.prod.usmf", false},
 		{"events.fno.prod.usmf", "events.fno.prod", false},
 		{"events.*", "events.", false},
+		{"events.*", "events.a.b", false},
+		{"events.*.b", "events.a.b", true},
+		{"events.*.b", "events.a.c", false},
 		{">", "events.a", true},
 	} {
 		if got := deliver.MatchSubject(tt.pattern, tt.subject); got != tt.want {
