@@ -22,7 +22,7 @@ build: ## bin/gridfan, static, stamped with its version
 # 15 minutes: some tests start brokers and applications, under the race
 # detector and perhaps on two cores.
 test: ## all tests, under the race detector
-	go test -race -timeout 15m ./...
+	go test -race -timeout 25m ./...
 
 # "inherit" lets staticcheck.conf turn single checks off again.
 lint: ## formatting, vet, outdated constructs, go.mod, staticcheck

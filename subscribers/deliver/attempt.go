@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/gridfan/gridfan/infra/broker"
@@ -261,9 +262,8 @@ func (w *worker) permit(ds []*delivery) (p permit, done func(), ok bool) {
 
 // attempt makes one try under a deadline.
 func (w *worker) attempt(ds []*delivery, p permit) (Attempt, time.Duration) {
-	inFlight := w.parts.Metrics.inFlight.WithLabelValues(w.sub.Name)
-	inFlight.Inc()
-	defer inFlight.Dec()
+	w.metrics.inFlight.Inc()
+	defer w.metrics.inFlight.Dec()
 	ctx, cancel := context.WithTimeout(w.abandoned, w.sub.Config.Limits.Timeout.Std())
 	defer cancel()
 	start := time.Now()
@@ -285,10 +285,11 @@ func (w *worker) attempt(ds []*delivery, p permit) (Attempt, time.Duration) {
 		a = w.sub.Sender.(BatchSender).SendBatch(ctx, events)
 	}()
 	took := time.Since(start)
-	w.parts.Metrics.attempts.WithLabelValues(w.sub.Name, string(a.Outcome)).Inc()
-	w.parts.Metrics.attemptTime.WithLabelValues(w.sub.Name).Observe(took.Seconds())
-	w.log.Debug("delivery attempted", "event", ds[0].event.ID, "type", ds[0].event.Type, "events", len(ds), "probe", p.probe,
-		"outcome", a.Outcome, "status", a.Status, "fault", a.Fault, "reason", a.Reason, "took", took)
+	w.metrics.attempted(a.Outcome, took)
+	if w.log.Enabled(ctx, slog.LevelDebug) {
+		w.log.Debug("delivery attempted", "event", ds[0].event.ID, "type", ds[0].event.Type, "events", len(ds), "probe", p.probe,
+			"outcome", a.Outcome, "status", a.Status, "fault", a.Fault, "reason", a.Reason, "took", took)
+	}
 	return a, took
 }
 

@@ -565,7 +565,7 @@ func (l *lane) dispatchLoop() {
 			return
 		}
 		// First come, first served between the lanes.
-		err := l.w.slots.Acquire(l.w.stopped, 1)
+		err := l.w.slots.acquire(l.w.stopped)
 		l.unqueue(len(ds))
 		if err != nil {
 			for _, d := range ds {
@@ -574,8 +574,9 @@ func (l *lane) dispatchLoop() {
 			}
 			continue
 		}
-		l.w.sending.Go(func() {
-			defer l.w.slots.Release(1)
+		l.w.sending.Add(1)
+		l.w.slots.run(func() {
+			defer l.w.sending.Done()
 			l.w.work(ds)
 		})
 	}

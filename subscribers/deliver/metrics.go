@@ -50,13 +50,34 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return m
 }
 
-// init makes a subscriber's series exist from the start.
-func (m *Metrics) init(subscriber string) {
-	for _, o := range []string{RecordDelivered, RecordFiltered, RecordRetry, RecordBehind, RecordDeadLetter, RecordShed} {
-		m.settled.WithLabelValues(subscriber, o)
+// series are the metrics of one subscriber: looking them up by name costs more
+// than counting.
+type series struct {
+	attempts    map[Outcome]prometheus.Counter
+	attemptTime prometheus.Observer
+	settled     map[string]prometheus.Counter
+	accepted    prometheus.Observer
+	endToEnd    prometheus.Observer
+	breaker     prometheus.Gauge
+	inFlight    prometheus.Gauge
+}
+
+// of gives a subscriber's series, which exist from then on.
+func (m *Metrics) of(subscriber string) *series {
+	s := &series{
+		attempts: map[Outcome]prometheus.Counter{}, settled: map[string]prometheus.Counter{},
+		attemptTime: m.attemptTime.WithLabelValues(subscriber), accepted: m.accepted.WithLabelValues(subscriber),
+		endToEnd: m.endToEnd.WithLabelValues(subscriber), breaker: m.breaker.WithLabelValues(subscriber), inFlight: m.inFlight.WithLabelValues(subscriber),
 	}
-	m.breaker.WithLabelValues(subscriber).Set(0)
-	m.inFlight.WithLabelValues(subscriber).Set(0)
+	for _, o := range []Outcome{Delivered, Failed, Rejected, Aborted} {
+		s.attempts[o] = m.attempts.WithLabelValues(subscriber, string(o))
+	}
+	for _, o := range []string{RecordDelivered, RecordFiltered, RecordRetry, RecordBehind, RecordDeadLetter, RecordShed} {
+		s.settled[o] = m.settled.WithLabelValues(subscriber, o)
+	}
+	s.breaker.Set(0)
+	s.inFlight.Set(0)
+	return s
 }
 
 // Forget drops the series of a subscriber that is gone.
@@ -69,11 +90,18 @@ func (m *Metrics) Forget(subscriber string) {
 	}
 }
 
-func (m *Metrics) delivered(subscriber string, e *event.Event, now time.Time) {
+func (s *series) attempted(o Outcome, took time.Duration) {
+	if c := s.attempts[o]; c != nil { // a Sender may say anything
+		c.Inc()
+	}
+	s.attemptTime.Observe(took.Seconds())
+}
+
+func (s *series) delivered(e *event.Event, now time.Time) {
 	if t, err := event.ParseTime(e.Get(event.ExtRecordedTime)); err == nil {
-		m.accepted.WithLabelValues(subscriber).Observe(max(0, now.Sub(t).Seconds()))
+		s.accepted.Observe(max(0, now.Sub(t).Seconds()))
 	}
 	if !e.Time.IsZero() {
-		m.endToEnd.WithLabelValues(subscriber).Observe(max(0, now.Sub(e.Time).Seconds()))
+		s.endToEnd.Observe(max(0, now.Sub(e.Time).Seconds()))
 	}
 }

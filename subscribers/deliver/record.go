@@ -2,19 +2,11 @@ package deliver
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"log/slog"
-	"sync"
+	"strconv"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-	"github.com/nats-io/nuid"
-
-	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // Record is one line of the ATTEMPTS stream: how the broker's message of one
@@ -118,150 +110,59 @@ func (r Record) progress() (p progress, ok bool) {
 	return progress{r.Hop, r.Outcome != RecordRetry && r.Outcome != RecordBehind}, true
 }
 
-// Recorder writes records in blocks: while one block is on its way to the
-// disk the next one gathers, so that thousands of settlements share one sync
-// and a single one does not wait. It is safe for concurrent use.
-type Recorder struct {
-	broker *broker.Broker
-	js     jetstream.JetStream
-	log    *slog.Logger
-
-	mu     sync.Mutex // guards queue, then closed
-	queue  []recording
-	closed bool
-	wake   chan struct{} // holds at most one token
-	room   chan struct{} // a token for each record that may wait
-	done   chan struct{}
-
-	// settled holds what was recorded lately, by other processes too that may
-	// have died since, and when: the broker may not have seen the acks. last is the block up to which
-	// it was read.
-	recalling sync.Mutex // guards all three
-	settled   map[place][]recalled
-	last      uint64
-	refreshed time.Time
-}
-
-type recalled struct {
-	progress
-	at time.Time
-}
-
-type recording struct {
-	r    Record
-	then func()
-}
-
-// maxQueued records may wait for the disk; more than that and workers wait.
-const maxQueued = 8192
-
-// maxBlock keeps a block well under the broker's payload limit.
-const maxBlock = 512 << 10
-
-// recallWindow is how far back from the last record the acks of a dead process
-// may be missing. The broker writes acks to the disk every 100 ms; ten seconds
-// cover a disk that was busy, and at 5,000 settlements a second cost 5 MB.
-const recallWindow = 10 * time.Second
-
-// refreshEvery bounds how often the records of other replicas are read, and
-// recallMost what is remembered of them: twice what is settled in recallWindow.
-const (
-	refreshEvery = 200 * time.Millisecond
-	recallMost   = 100_000
-)
-
-// NewRecorder starts a Recorder with a connection of its own, after reading
-// what the process before it recorded last.
-func NewRecorder(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Recorder, error) {
-	_, js, err := b.Connect("recorder")
-	if err != nil {
-		return nil, err
+// appendTo appends the record as one line of a block. It is what encoding/json
+// makes of it, but for the escapes in strings, and costs a tenth.
+func (r *Record) appendTo(b []byte) []byte {
+	text := func(name, value string) {
+		b = append(b, name...)
+		b, _ = jsontext.AppendQuote(b, value) // invalid UTF-8 is replaced
 	}
-	rec := &Recorder{
-		broker: b, js: js, log: log,
-		wake: make(chan struct{}, 1), room: make(chan struct{}, maxQueued), done: make(chan struct{}),
-		settled: map[place][]recalled{},
+	number := func(name string, n int64) { b = strconv.AppendInt(append(b, name...), n, 10) }
+	moment := func(name string, t time.Time) {
+		b = append(b, name...)
+		b = append(t.AppendFormat(append(b, '"'), time.RFC3339Nano), '"')
 	}
-	if err := rec.refresh(ctx); err != nil {
-		return nil, fmt.Errorf("read the last settlements: %w", err)
-	}
-	go rec.run()
-	return rec, nil
-}
-
-// refresh reads the records of the last recallWindow that were not read yet.
-func (rec *Recorder) refresh(ctx context.Context) error {
-	return rec.recallFrom(ctx, time.Time{})
-}
-
-// recallFrom is refresh from an earlier time on, if it is not zero.
-func (rec *Recorder) recallFrom(ctx context.Context, since time.Time) error {
-	rec.recalling.Lock()
-	defer rec.recalling.Unlock()
-	if !since.IsZero() {
-		clear(rec.settled)
-		rec.last, rec.refreshed = 0, time.Time{}
-	}
-	if time.Since(rec.refreshed) < refreshEvery {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	stream, err := rec.js.Stream(ctx, broker.StreamAttempts)
-	if err != nil {
-		return err
-	}
-	state := stream.CachedInfo().State
-	rec.refreshed = time.Now()
-	if state.Msgs == 0 || state.LastSeq == rec.last {
-		return nil
-	}
-	if len(rec.settled) > recallMost {
-		clear(rec.settled)
-		rec.last = 0
-	}
-	from := state.LastTime.Add(-recallWindow)
-	if !since.IsZero() && since.Before(from) {
-		from = since
-	}
-	c, err := rec.js.OrderedConsumer(ctx, broker.StreamAttempts, jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from,
-	})
-	if err != nil {
-		return err
-	}
-	for {
-		batch, err := c.Fetch(256, jetstream.FetchMaxWait(5*time.Second))
-		if err != nil {
-			return err
+	answer := func(status int, f Fault, reason string) {
+		if status != 0 {
+			number(`,"status":`, int64(status))
 		}
-		for m := range batch.Messages() {
-			meta, err := m.Metadata()
-			if err != nil {
-				return err
-			}
-			if meta.Sequence.Stream <= rec.last && meta.Sequence.Stream < state.LastSeq {
-				continue
-			}
-			records, err := ParseRecords(m.Data())
-			if err != nil {
-				// A block we can't read costs duplicates, not events.
-				rec.log.Warn("unreadable block of attempts", "sequence", meta.Sequence.Stream, "error", err)
-			}
-			for _, r := range records {
-				if p, ok := r.progress(); ok && r.Hop >= 0 { // else it says nothing of an event
-					at := place{r.Subscriber, r.Sequence}
-					rec.settled[at] = append(rec.settled[at], recalled{p, r.Time})
-				}
-			}
-			if rec.last = meta.Sequence.Stream; rec.last >= state.LastSeq {
-				return nil
-			}
+		if f != "" {
+			text(`,"fault":`, string(f))
 		}
-		if err := batch.Error(); err != nil {
-			return err
+		if reason != "" {
+			text(`,"reason":`, reason)
 		}
 	}
+	text(`{"subscriber":`, r.Subscriber)
+	b = strconv.AppendUint(append(b, `,"seq":`...), r.Sequence, 10)
+	number(`,"hop":`, int64(r.Hop))
+	text(`,"id":`, r.ID)
+	text(`,"subject":`, r.Subject)
+	text(`,"outcome":`, r.Outcome)
+	number(`,"attempts":`, int64(r.Attempts))
+	answer(r.Status, r.Fault, r.Reason)
+	number(`,"ms":`, r.Millis)
+	if r.Cause != "" {
+		text(`,"cause":`, r.Cause)
+	}
+	if r.Probe {
+		b = append(b, `,"probe":true`...)
+	}
+	for i, t := range r.Earlier {
+		b = append(b, map[bool]string{true: `,"earlier":[`, false: `,`}[i == 0]...)
+		moment(`{"time":`, t.Time)
+		answer(t.Status, t.Fault, t.Reason)
+		number(`,"ms":`, t.Millis)
+		b = append(b, '}')
+	}
+	if len(r.Earlier) > 0 {
+		b = append(b, ']')
+	}
+	moment(`,"time":`, r.Time)
+	if r.Next != nil {
+		moment(`,"next":`, *r.Next)
+	}
+	return append(b, "}\n"...)
 }
 
 // ParseRecords reads the body of a message of the ATTEMPTS stream: one JSON
@@ -277,136 +178,4 @@ func ParseRecords(block []byte) ([]Record, error) {
 		records = append(records, r)
 	}
 	return records, nil
-}
-
-// recall tells how far the process before this one had brought an event, for a
-// subscriber that was added at the given time: one that was deleted and added
-// again under its old name gets its events anew. The cursor's own time of
-// creation will not do: after a restart the server gives the restart's instead
-// (nats-server v2.15.2, as seen).
-func (rec *Recorder) recall(subscriber string, sequence uint64, added time.Time) (p progress, ok bool) {
-	rec.recalling.Lock()
-	defer rec.recalling.Unlock()
-	for _, r := range rec.settled[place{subscriber, sequence}] {
-		if !r.at.After(added) {
-			continue
-		}
-		p, ok = p.then(r.progress), true
-	}
-	return p, ok
-}
-
-// add queues a record and calls then when it is stored. It waits when too many
-// are queued; after Close it drops both, and the event comes again.
-func (rec *Recorder) add(r Record, then func()) {
-	select {
-	case rec.room <- struct{}{}:
-	case <-rec.done:
-		return
-	}
-	rec.mu.Lock()
-	rec.queue = append(rec.queue, recording{r, then})
-	rec.mu.Unlock()
-	select {
-	case rec.wake <- struct{}{}:
-	default:
-	}
-}
-
-// Write records what did not come from a worker, and returns when it is on the
-// disk.
-func (rec *Recorder) Write(ctx context.Context, records ...Record) error {
-	var left sync.WaitGroup
-	for _, r := range records {
-		left.Add(1)
-		rec.add(r, left.Done)
-	}
-	stored := make(chan struct{})
-	go func() { left.Wait(); close(stored) }()
-	select {
-	case <-stored:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-rec.done:
-		return errors.New("stopping")
-	}
-}
-
-func (rec *Recorder) run() {
-	defer close(rec.done)
-	for range rec.wake {
-		for {
-			rec.mu.Lock()
-			batch, closed := rec.queue, rec.closed
-			rec.queue = nil
-			rec.mu.Unlock()
-			if len(batch) == 0 {
-				if closed {
-					return
-				}
-				break
-			}
-			rec.write(batch)
-		}
-	}
-}
-
-func (rec *Recorder) write(batch []recording) {
-	for len(batch) > 0 {
-		var block bytes.Buffer
-		enc := json.NewEncoder(&block)
-		n := 0
-		for n < len(batch) && block.Len() < maxBlock {
-			if err := enc.Encode(batch[n].r); err != nil {
-				rec.log.Error("encode attempt record", "error", err) // cannot happen: plain fields
-			}
-			n++
-		}
-		if !rec.store(block.Bytes()) {
-			return // closing: the events come again
-		}
-		for _, q := range batch[:n] {
-			q.then()
-			<-rec.room
-		}
-		batch = batch[n:]
-	}
-}
-
-// store publishes a block until it is on the disk, or Close gives up on it.
-func (rec *Recorder) store(block []byte) bool {
-	// The same block again is one block.
-	m := &nats.Msg{
-		Subject: broker.Attempts(broker.Instance()), Data: block,
-		Header: nats.Header{nats.MsgIdHdr: {nuid.Next()}},
-	}
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		err := rec.broker.Store(ctx, rec.js, m)
-		cancel()
-		if err == nil {
-			return true
-		}
-		rec.mu.Lock()
-		closed := rec.closed
-		rec.mu.Unlock()
-		rec.log.Warn("settlements not recorded, trying again", "error", err, "in", wait)
-		if closed {
-			return false
-		}
-		time.Sleep(wait)
-	}
-}
-
-// Close writes what is queued and stops. Workers stop before.
-func (rec *Recorder) Close() {
-	rec.mu.Lock()
-	rec.closed = true
-	rec.mu.Unlock()
-	select {
-	case rec.wake <- struct{}{}:
-	default:
-	}
-	<-rec.done
 }

@@ -85,7 +85,7 @@ func retryOrigin(m message) (origin, error) {
 // delivered settles an event that the subscriber has.
 func (w *worker) delivered(d *delivery, a Attempt, took time.Duration) {
 	now := time.Now()
-	w.parts.Metrics.delivered(w.sub.Name, d.event, now)
+	w.metrics.delivered(d.event, now)
 	w.settle(d, Record{Outcome: RecordDelivered, Status: a.Status, Millis: took.Milliseconds(), Time: now})
 }
 
@@ -161,7 +161,7 @@ func (w *worker) failed(d *delivery, a Attempt, took time.Duration, free bool) (
 	r := w.record(d, Record{
 		Outcome: RecordTried, Status: a.Status, Fault: a.Fault, Reason: a.Reason, Millis: took.Milliseconds(), Time: now, Next: &next, Probe: free,
 	})
-	w.parts.Recorder.add(r, func() {})
+	w.parts.Recorder.add(r, false, func() {})
 	d.tries, d.origin.rounds = nil, p.rounds
 	for {
 		if w.toShed(d) {
@@ -419,8 +419,9 @@ func (w *worker) settle(d *delivery, r Record) {
 		w.dropRetry(d)
 	}
 	r = w.record(d, r)
-	w.parts.Recorder.add(r, func() {
-		w.parts.Metrics.settled.WithLabelValues(w.sub.Name, r.Outcome).Inc()
+	// Where order is wanted, the next one of the line waits for it.
+	w.parts.Recorder.add(r, w.gate != nil, func() {
+		w.metrics.settled[r.Outcome].Inc()
 		switch {
 		case r.Outcome == RecordShed:
 			w.surplus.gone.Add(1)

@@ -13,13 +13,12 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	mathrand "math/rand/v2"
+	"math/rand/v2"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"github.com/gridfan/gridfan/infra/broker"
@@ -76,6 +75,7 @@ type Worker struct {
 	breaker *breaker
 	limiter *rate.Limiter
 	pause   *pause
+	metrics *series
 
 	stopping context.Context // ends when Stop is called
 	halt     context.CancelFunc
@@ -106,7 +106,7 @@ func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
 	w.breaker = newBreaker(sub.Config.Breaker, sub.Config.Limits.Concurrency, parts.Board, sub.Name, w.breakerChanged)
 	w.stopping, w.halt = context.WithCancel(context.Background())
 	w.pause.set(sub.Paused)
-	parts.Metrics.init(sub.Name)
+	w.metrics = parts.Metrics.of(sub.Name)
 	if sub.Config.Ordering != Unordered && sub.Config.Ordering != "" {
 		w.owning.Go(w.own)
 		return w, nil
@@ -221,7 +221,7 @@ func (w *Worker) Serving() bool {
 func (w *Worker) RetryNow() { w.breaker.retryNow() }
 
 func (w *Worker) breakerChanged(s BreakerStatus) {
-	w.parts.Metrics.breaker.WithLabelValues(w.sub.Name).Set(map[bool]float64{false: 1}[s.Flowing()])
+	w.metrics.breaker.Set(map[bool]float64{false: 1}[s.Flowing()])
 	what, attrs := "breaker.closed", map[string]any{}
 	switch s.State {
 	case BreakerRampingUp:
@@ -255,7 +255,7 @@ type worker struct {
 	js   jetstream.JetStream
 	link *link
 
-	slots   *semaphore.Weighted
+	slots   *slots
 	lanes   [2]*lane
 	gate    *gate  // nil unless order is wanted
 	dead    *share // of DEADLETTERS
@@ -283,7 +283,7 @@ func start(ctx context.Context, of *Worker) (*worker, error) {
 	}
 	w := &worker{
 		Worker: of, conn: nc, js: js, link: newLink(nc),
-		slots: semaphore.NewWeighted(int64(sub.Config.Limits.Concurrency)),
+		slots: newSlots(sub.Config.Limits.Concurrency),
 	}
 	w.stopped, w.stop = context.WithCancel(context.Background())
 	w.abandoned, w.abandon = context.WithCancel(context.Background())
@@ -424,6 +424,7 @@ func (w *worker) stopAll(grace time.Duration) {
 	}
 	w.abandon()
 	w.leave()
+	w.slots.close()
 	if p := w.parts.Positions; p != nil {
 		p.leave(w)
 	}
@@ -459,5 +460,5 @@ func (w *worker) sleep(d time.Duration) bool {
 // jitter spreads d by a tenth either way, so that what failed together does
 // not come back together.
 func jitter(d time.Duration) time.Duration {
-	return time.Duration(float64(d) * (0.9 + 0.2*mathrand.Float64()))
+	return time.Duration(float64(d) * (0.9 + 0.2*rand.Float64()))
 }

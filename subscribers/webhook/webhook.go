@@ -288,8 +288,8 @@ func isCloudEvents(contentType string) bool {
 // stop ends the request and what came so far must do.
 func readReply(resp *http.Response, stop context.CancelFunc) []byte {
 	defer resp.Body.Close()
-	if resp.StatusCode < 200 {
-		return nil // 101: what follows is no answer
+	if resp.StatusCode < 200 || resp.Body == http.NoBody {
+		return nil // after 101 follows no answer
 	}
 	defer time.AfterFunc(replyGrace, stop).Stop()
 	if resp.StatusCode < 300 {

@@ -61,15 +61,15 @@ func rawPosts(b *testing.B, url string, connections int, bodies [][]byte) time.D
 // receiver, in turns.
 func BenchmarkDelivery(b *testing.B) {
 	const connections, rounds, posts = 32, 6, 50
-	for _, tt := range []struct{ name, more string }{
-		{"plain", ""},
-		{"everything", `, filter: "event.type == 'Order.Placed' && event.data.filler != 'y'", transform: ". + {seen: true}"`},
+	for _, tt := range []struct{ name, webhook, more string }{
+		{"plain", "", ""},
+		{"everything", ", sign: true", `, filter: "event.type == 'Order.Placed' && event.data.filler != 'y'", transform: ". + {seen: true}"`},
 	} {
 		b.Run(tt.name, func(b *testing.B) {
 			for b.Loop() {
 				r := startReceivers(b)
 				url := "http://" + r.addr + "/ok/one"
-				g := start(b, sources, fmt.Sprintf("subscribers:\n  one: { subjects: [ \"events.>\" ], deliver: { webhook: { url: %q } }, limits: { concurrency: %d, timeout: 5s }%s }\n", url, connections, tt.more))
+				g := start(b, sources, fmt.Sprintf("subscribers:\n  one: { subjects: [ \"events.>\" ], deliver: { webhook: { url: %q%s } }, limits: { concurrency: %d, timeout: 5s }%s }\n", url, tt.webhook, connections, tt.more))
 				pause := func(on bool) {
 					if _, err := g.admin.SetPaused(b.Context(), "one", on); err != nil {
 						b.Fatal(err)
