@@ -405,28 +405,57 @@ func (d *decoder) items(v *value) []*value {
 	return nil
 }
 
-func (d *decoder) integer(v *value) int {
+// numeric reads the text of a number; ok is false after a problem, and for a key
+// that is not there. kind says what it should be.
+func (d *decoder) numeric(v *value, kind string) (s string, ok bool) {
 	if v == nil {
-		return 0
+		return "", false
 	}
-	s, ok := v.text, v.kind == number
+	s, ok = v.text, v.kind == number
 	if v.kind == text {
 		var references int
 		if s, references = d.scalar(v); s == "" {
-			return 0
+			return "", false
 		}
 		ok = references > 0 // ${env:N} can be nothing but a text
 	}
-	n, err := strconv.Atoi(s)
-	switch {
-	case !ok:
-		d.problem(v.at, v.path, "want a whole number, got %s", v.kind)
+	if !ok {
+		d.problem(v.at, v.path, "want %s, got %s", kind, v.kind)
+	}
+	return s, ok
+}
+
+func (d *decoder) integer(v *value) int {
+	const kind = "a whole number"
+	s, ok := d.numeric(v, kind)
+	if !ok {
+		return 0
+	}
+	switch n, err := strconv.Atoi(s); {
 	case err != nil:
-		d.problem(v.at, v.path, "want a whole number, got %q", s)
+		d.problem(v.at, v.path, "want %s, got %q", kind, s)
 	case n < 1:
 		d.problem(v.at, v.path, "want at least 1, got %d; leave the key out for its default", n)
 	default:
 		return n
+	}
+	return 0
+}
+
+// fraction reads a number with a point, as in 0.5.
+func (d *decoder) fraction(v *value) float64 {
+	const kind = "a number"
+	s, ok := d.numeric(v, kind)
+	if !ok {
+		return 0
+	}
+	switch f, err := strconv.ParseFloat(s, 64); {
+	case err != nil:
+		d.problem(v.at, v.path, "want %s, got %q", kind, s)
+	case f == 0:
+		d.problem(v.at, v.path, "want more than 0; leave the key out for its default")
+	default:
+		return f
 	}
 	return 0
 }

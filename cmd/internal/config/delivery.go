@@ -2,7 +2,6 @@ package config
 
 import (
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/gridfan/gridfan/subscribers/deliver"
@@ -124,33 +123,6 @@ func (d *decoder) durationOrNone(v *value) deliver.Duration {
 		return deliver.None
 	}
 	return d.duration(v)
-}
-
-// fraction reads a number with a point, as in 0.5.
-func (d *decoder) fraction(v *value) float64 {
-	if v == nil {
-		return 0
-	}
-	s, ok := v.text, v.kind == number
-	if v.kind == text {
-		var references int
-		if s, references = d.scalar(v); s == "" {
-			return 0
-		}
-		ok = references > 0 // ${env:N} can be nothing but a text
-	}
-	f, err := strconv.ParseFloat(s, 64)
-	switch {
-	case !ok:
-		d.problem(v.at, v.path, "want a number, got %s", v.kind)
-	case err != nil:
-		d.problem(v.at, v.path, "want a number, got %q", s)
-	case f == 0:
-		d.problem(v.at, v.path, "want more than 0; leave the key out for its default")
-	default:
-		return f
-	}
-	return 0
 }
 
 func (d *decoder) boolean(v *value) bool {
