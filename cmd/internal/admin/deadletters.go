@@ -3,7 +3,6 @@ package admin
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -83,18 +82,9 @@ func (s *server) letterGroups(_ http.ResponseWriter, r *http.Request) (any, erro
 
 func (s *server) letterList(_ http.ResponseWriter, r *http.Request) (any, error) {
 	q := r.URL.Query()
-	after, limit := uint64(0), uint64(100)
-	for name, dst := range map[string]*uint64{"after": &after, "limit": &limit} {
-		if v := q.Get(name); v != "" {
-			n, err := strconv.ParseUint(v, 10, 63)
-			if err != nil {
-				return nil, problem(http.StatusBadRequest, "bad-parameter", name+": want a number")
-			}
-			*dst = n
-		}
-	}
-	if limit < 1 || limit > maxPage {
-		return nil, problem(http.StatusBadRequest, "bad-parameter", fmt.Sprintf("limit: want 1 to %d", maxPage))
+	after, limit, err := page(r)
+	if err != nil {
+		return nil, err
 	}
 	sel := deadletters.Selection{Cause: q.Get("cause"), Reason: q.Get("reason"), Filter: q.Get("filter")}
 	for name, dst := range map[string]*time.Time{"since": &sel.Since, "until": &sel.Until} {
@@ -106,9 +96,9 @@ func (s *server) letterList(_ http.ResponseWriter, r *http.Request) (any, error)
 			*dst = t
 		}
 	}
-	letters, err := s.DeadLetters.List(r.Context(), r.PathValue("name"), sel, after, int(limit))
+	letters, err := s.DeadLetters.List(r.Context(), r.PathValue("name"), sel, after, limit)
 	list := LetterList{DeadLetters: letters}
-	if len(letters) == int(limit) {
+	if len(letters) == limit {
 		list.Next = letters[len(letters)-1].Sequence
 	}
 	return list, err

@@ -3,7 +3,6 @@ package admin
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -37,9 +36,6 @@ type Dropped struct {
 	Dropped int `json:"dropped"`
 }
 
-// maxPage bounds a page of the list.
-const maxPage = 1000
-
 func (s *server) quarantineRoutes(api *routes) {
 	api.Handle("GET /api/v1/quarantine", handle(s.quarantineList))
 	api.Handle("GET /api/v1/quarantine/{sequence}", handle(s.quarantineShow))
@@ -48,26 +44,16 @@ func (s *server) quarantineRoutes(api *routes) {
 }
 
 func (s *server) quarantineList(_ http.ResponseWriter, r *http.Request) (any, error) {
-	q := r.URL.Query()
-	after, limit := uint64(0), uint64(100)
-	for name, dst := range map[string]*uint64{"after": &after, "limit": &limit} {
-		if v := q.Get(name); v != "" {
-			n, err := strconv.ParseUint(v, 10, 63)
-			if err != nil {
-				return nil, problem(http.StatusBadRequest, "bad-parameter", name+": want a number")
-			}
-			*dst = n
-		}
+	after, limit, err := page(r)
+	if err != nil {
+		return nil, err
 	}
-	if limit < 1 || limit > maxPage {
-		return nil, problem(http.StatusBadRequest, "bad-parameter", fmt.Sprintf("limit: want 1 to %d", maxPage))
-	}
-	entries, err := s.Quarantine.List(r.Context(), q.Get("source"), after, int(limit))
+	entries, err := s.Quarantine.List(r.Context(), r.URL.Query().Get("source"), after, limit)
 	if err != nil {
 		return nil, err
 	}
 	list := QuarantineList{Entries: entries}
-	if len(entries) == int(limit) {
+	if len(entries) == limit {
 		list.Next = entries[len(entries)-1].Sequence
 	}
 	return list, nil

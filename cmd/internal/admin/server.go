@@ -333,13 +333,9 @@ const (
 )
 
 func (s *server) shed(_ http.ResponseWriter, r *http.Request) (any, error) {
-	limit := defaultShed
-	if v := r.URL.Query().Get("limit"); v != "" {
-		n, err := strconv.Atoi(v)
-		if err != nil || n < 1 || n > maxShed {
-			return nil, problem(http.StatusBadRequest, "bad-parameter", fmt.Sprintf("limit: want 1 to %d", maxShed))
-		}
-		limit = n
+	limit, err := limited(r, defaultShed, maxShed)
+	if err != nil {
+		return nil, err
 	}
 	e, err := s.Registry.Get(r.Context(), r.PathValue("name"))
 	if err != nil {
@@ -391,6 +387,37 @@ func (s *server) probe(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, problem(http.StatusConflict, "not-served", "this replica does not serve it: it is paused, parked, or another replica does")
 	}
 	return s.one(w, r, e)
+}
+
+// What one page of a list has.
+const (
+	defaultPage = 100
+	maxPage     = 1000
+)
+
+// page reads which page of a list is asked for: at most limit, of those after a
+// sequence.
+func page(r *http.Request) (after uint64, limit int, err error) {
+	if v := r.URL.Query().Get("after"); v != "" {
+		if after, err = strconv.ParseUint(v, 10, 63); err != nil {
+			return 0, 0, problem(http.StatusBadRequest, "bad-parameter", "after: want a number")
+		}
+	}
+	limit, err = limited(r, defaultPage, maxPage)
+	return after, limit, err
+}
+
+// limited reads how many are asked for.
+func limited(r *http.Request, usual, most int) (int, error) {
+	v := r.URL.Query().Get("limit")
+	if v == "" {
+		return usual, nil
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 1 || n > most {
+		return 0, problem(http.StatusBadRequest, "bad-parameter", fmt.Sprintf("limit: want 1 to %d", most))
+	}
+	return n, nil
 }
 
 // handle writes what h returns as JSON, and its error as a problem.

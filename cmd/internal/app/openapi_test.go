@@ -205,8 +205,18 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 	get(sub("full") + "/shed?limit=10")
 	d.call("GET", sub("full")+"/shed?limit=0", "", 400, "bad-parameter")
 	get("/api/v1/deadletters?subscriber=refuses")
-	letters := get(sub("refuses") + "/deadletters?limit=1&cause=rejected&since=2001-02-03T04:05:06Z")["deadLetters"].([]any)
+	page := get(sub("refuses") + "/deadletters?limit=1&cause=rejected&since=2001-02-03T04:05:06Z")
+	letters := page["deadLetters"].([]any)
 	first := letters[0].(map[string]any)["sequence"]
+	second := get(fmt.Sprint(sub("refuses"), "/deadletters?limit=1&after=", page["next"]))["deadLetters"].([]any)
+	if len(letters) != 1 || len(second) != 1 || second[0].(map[string]any)["sequence"] == first {
+		t.Errorf("two pages of one each: %v, %v", letters, second)
+	}
+	for _, list := range []string{sub("refuses") + "/deadletters", "/api/v1/quarantine"} {
+		for _, bad := range []string{"after=-1", "after=x", "limit=0", "limit=1001", "limit=x"} {
+			d.call("GET", list+"?"+bad, "", 400, "bad-parameter")
+		}
+	}
 	get(fmt.Sprint(sub("refuses"), "/deadletters/", first))
 	d.call("GET", sub("refuses")+"/deadletters/9999", "", 404, "no-such-dead-letter")
 	post(sub("refuses")+"/deadletters/redrive", `{"all":true,"dryRun":true}`)
