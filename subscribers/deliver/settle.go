@@ -49,11 +49,6 @@ const (
 	causeBacklog     = "backlog"     // the oldest of more than the subscriber may hold back
 )
 
-// Causes are all causes of dead letters.
-var Causes = []string{
-	causeRejected, causeExhausted, causeGivenUp, causeExpired, causeFilter, causeTransform, causeUndecodable, causeBacklog,
-}
-
 // origin says which event a message carries and what has been tried.
 type origin struct {
 	sequence uint64 // in EVENTS
