@@ -102,12 +102,12 @@ func (s BreakerStatus) Words(now time.Time) string {
 	case BreakerClosed:
 		say("closed")
 	case BreakerRampingUp:
-		say("ramping up since %s", roughly(now.Sub(s.Since)))
+		say("ramping up since %s", Roughly(now.Sub(s.Since)))
 		if s.Ramp != nil {
 			say("%d of %d attempts at once", s.Ramp.Limit, s.Ramp.Of)
 		}
 	default:
-		say("%s %s", s.State, roughly(now.Sub(s.Since)))
+		say("%s %s", s.State, Roughly(now.Sub(s.Since)))
 	}
 	const most = 3
 	for i, c := range s.Causes {
@@ -124,24 +124,9 @@ func (s BreakerStatus) Words(now time.Time) string {
 	switch {
 	case s.Flowing():
 	case s.NextProbe != nil:
-		say("next probe in %s", roughly(s.NextProbe.Sub(now)))
+		say("next probe in %s", Roughly(s.NextProbe.Sub(now)))
 	default:
 		say("probing now")
 	}
 	return strings.Join(words, ", ")
-}
-
-// roughly rounds a duration to what one would say.
-func roughly(d time.Duration) string {
-	switch d = max(0, d); {
-	case d < 1500*time.Millisecond:
-		return "1 s"
-	case d < 2*time.Minute:
-		return fmt.Sprintf("%d s", int(d.Seconds()+0.5))
-	case d < 2*time.Hour:
-		return fmt.Sprintf("%d min", int(d.Minutes()+0.5))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h", int(d.Hours()+0.5))
-	}
-	return fmt.Sprintf("%d days", int(d.Hours()/24+0.5))
 }

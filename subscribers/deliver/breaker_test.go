@@ -655,6 +655,18 @@ func TestBreakerWords(t *testing.T) {
 	}
 }
 
+func TestRoughly(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Hour: "1 s", 0: "1 s", 1499 * time.Millisecond: "1 s", 1500 * time.Millisecond: "2 s",
+		119400 * time.Millisecond: "119 s", 2 * time.Minute: "2 min", 90*time.Minute + 30*time.Second: "91 min",
+		2 * time.Hour: "2 h", 47 * time.Hour: "47 h", 48 * time.Hour: "2 days", 84 * time.Hour: "4 days",
+	} {
+		if got := Roughly(d); got != want {
+			t.Errorf("%v: got %q, want %q", d, got, want)
+		}
+	}
+}
+
 // setClock is what time.Now would have given at t's moment, had the wall clock
 // been set forward by d before. Only time itself can do that by its API: this
 // writes the seconds of the wall clock and leaves the monotonic reading (Go 1.26,

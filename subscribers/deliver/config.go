@@ -377,6 +377,22 @@ func ParseDuration(s string) (time.Duration, error) {
 	return whole + d, nil
 }
 
+// Roughly rounds a duration to what one would say: "4 min". Less than a second, or
+// than nothing after a clock was set back, is one.
+func Roughly(d time.Duration) string {
+	switch d = max(0, d); {
+	case d < 1500*time.Millisecond:
+		return "1 s"
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()+0.5))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()+0.5))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()+0.5))
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24+0.5))
+}
+
 // Size is a number of bytes that is written with a unit: "512KiB", "8GiB".
 type Size int64
 

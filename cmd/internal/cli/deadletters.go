@@ -121,7 +121,7 @@ func writeGroups(env Env, groups *deadletters.Groups, now time.Time) error {
 			reason = "(other reasons)"
 		}
 		fmt.Fprintf(w, "%s\t%s\t%d\t%s ago\t%s ago\t%d\t%s\n", g.Subscriber, g.Cause, g.Count,
-			roughly(now.Sub(g.Oldest)), roughly(now.Sub(g.Newest)), g.Example.Sequence, reason)
+			deliver.Roughly(now.Sub(g.Oldest)), deliver.Roughly(now.Sub(g.Newest)), g.Example.Sequence, reason)
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
 	"github.com/gridfan/gridfan/subscribers/deadletters"
+	"github.com/gridfan/gridfan/subscribers/deliver"
 )
 
 func newJobs(env Env) *cobra.Command {
@@ -255,7 +256,7 @@ func writeEnd(out io.Writer, j deadletters.Job, took time.Duration) error {
 	verb := map[deadletters.Kind]string{
 		deadletters.Redrive: "sent out anew", deadletters.Drop: "dropped", deadletters.Replay: "sent once more",
 	}[j.Kind]
-	fmt.Fprintf(out, "%s %s in %s\n", plural(j.Done, what), verb, roughly(took))
+	fmt.Fprintf(out, "%s %s in %s\n", plural(j.Done, what), verb, deliver.Roughly(took))
 	for _, why := range slices.Sorted(maps.Keys(j.Skipped)) {
 		fmt.Fprintf(out, "%d skipped: %s\n", j.Skipped[why], why)
 	}

@@ -271,7 +271,7 @@ func (l *listener) follow(ctx context.Context, began func()) error {
 			case ask.From != strconv.FormatUint(h.Next, 10):
 				l.console.say(fmt.Sprintf("it is back; what came before event %d is no longer stored\n", h.Next))
 			default:
-				l.console.say(fmt.Sprintf("it is back after %s, and goes on with event %d\n", roughly(time.Since(lost)), h.Next))
+				l.console.say(fmt.Sprintf("it is back after %s, and goes on with event %d\n", deliver.Roughly(time.Since(lost)), h.Next))
 			}
 			lost = time.Time{}
 			ask.Stream = h.Stream

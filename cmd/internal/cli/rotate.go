@@ -74,7 +74,7 @@ func signing(s admin.Subscriber, now time.Time) string {
 	for _, k := range s.Keys {
 		word := "key " + k.ID
 		if !k.Expires.IsZero() {
-			word += ", for another " + roughly(k.Expires.Sub(now))
+			word += ", for another " + deliver.Roughly(k.Expires.Sub(now))
 		}
 		words = append(words, word)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/subscribers/deliver"
 )
 
 func newStatus(env Env) *cobra.Command {
@@ -49,7 +50,7 @@ func writeStatus(env Env, s *admin.Status, now time.Time) error {
 	if !s.Healthy {
 		health = "NOT HEALTHY: " + s.Problem
 	}
-	fmt.Fprintf(env.Out, "gridfan %s on %s, up %s, %s\n", s.Version, s.Instance, roughly(now.Sub(s.Started)), health)
+	fmt.Fprintf(env.Out, "gridfan %s on %s, up %s, %s\n", s.Version, s.Instance, deliver.Roughly(now.Sub(s.Started)), health)
 	for _, p := range s.Config.Problems {
 		fmt.Fprintln(env.Out, "configuration not taken over: "+p)
 	}
@@ -72,7 +73,7 @@ func writeStatus(env Env, s *admin.Status, now time.Time) error {
 		fmt.Fprintf(env.Out, "spool: %d events wait for the broker, %s of %s\n", sp.Waiting, size(sp.Bytes), size(uint64(sp.MaxBytes)))
 	}
 	known := s.Broker.Dedup
-	fmt.Fprintf(env.Out, "repeats of events of the last %s are recognised: %d known, %s of memory\n", roughly(now.Sub(known.Since)), known.IDs, size(uint64(known.Bytes)))
+	fmt.Fprintf(env.Out, "repeats of events of the last %s are recognised: %d known, %s of memory\n", deliver.Roughly(now.Sub(known.Since)), known.IDs, size(uint64(known.Bytes)))
 	if known.Forgotten > 0 {
 		fmt.Fprintf(env.Out, "%d were forgotten early: raise storage.dedup.memory\n", known.Forgotten)
 	}
@@ -83,7 +84,7 @@ func writeStatus(env Env, s *admin.Status, now time.Time) error {
 	for _, src := range s.Sources {
 		last := "none since the start"
 		if src.LastEvent != nil {
-			last = roughly(now.Sub(*src.LastEvent)) + " ago"
+			last = deliver.Roughly(now.Sub(*src.LastEvent)) + " ago"
 		}
 		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\n", src.Name, src.Kind,
 			src.Received, src.Published, src.Duplicate, src.Control, src.Quarantined, src.InQuarantine, last)
@@ -160,7 +161,7 @@ func whoHolds(s *admin.Status, now time.Time) string {
 				fix = sub.Why + "; gridfan endpoints list shows those there are"
 			}
 		}
-		fmt.Fprintf(&lines, "  %s  %s, its oldest event %s old: %s\n", name, size(uint64(sub.Held.Bytes)), roughly(now.Sub(sub.Held.Since)), fix)
+		fmt.Fprintf(&lines, "  %s  %s, its oldest event %s old: %s\n", name, size(uint64(sub.Held.Bytes)), deliver.Roughly(now.Sub(sub.Held.Since)), fix)
 	}
 	lines.WriteString("Otherwise raise storage.maxBytes, lower their limits.backlog, or delete them.")
 	return lines.String()

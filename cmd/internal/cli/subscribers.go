@@ -315,7 +315,7 @@ func holding(s admin.Subscriber, now time.Time) (held, oldest string) {
 	if s.Held == nil {
 		return "-", "-"
 	}
-	return size(uint64(s.Held.Bytes)), roughly(now.Sub(s.Held.Since))
+	return size(uint64(s.Held.Bytes)), deliver.Roughly(now.Sub(s.Held.Since))
 }
 
 // doing tells in words how a subscriber is doing.
@@ -343,21 +343,6 @@ func breakerWords(b deliver.BreakerStatus, backlog registry.Backlog, now time.Ti
 		return b.Words(now)
 	}
 	return fmt.Sprintf("%s, %d parked", b.Words(now), backlog.Pending+backlog.Retry)
-}
-
-// roughly rounds a duration to what one would say.
-func roughly(d time.Duration) string {
-	switch d = max(0, d); {
-	case d < time.Second:
-		return "1 s"
-	case d < 2*time.Minute:
-		return fmt.Sprintf("%d s", int(d.Seconds()+0.5))
-	case d < 2*time.Hour:
-		return fmt.Sprintf("%d min", int(d.Minutes()+0.5))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h", int(d.Hours()+0.5))
-	}
-	return fmt.Sprintf("%d days", int(d.Hours()/24+0.5))
 }
 
 func plural(n int, what string) string {
