@@ -2,7 +2,6 @@ package books
 
 import (
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/gridfan/gridfan/subscribers/deliver"
@@ -35,63 +34,16 @@ type Counts struct {
 	Broken int64 `json:"broken"`
 }
 
-// span says what a subscriber wants from one event on, up to the next span.
-type span struct {
-	From     uint64   `json:"from"`
-	Subjects []string `json:"subjects"`
-}
-
-// interest is what an entry of the registry wants, and from which event on. It
-// is the only place that knows how an entry says so.
-func interest(e registry.Entry) []span {
-	var spans []span
+// interest is what an entry of the registry wants, and from which event on. What
+// has not begun is not in it.
+func interest(e registry.Entry) []registry.Epoch {
+	var begun []registry.Epoch
 	for _, epoch := range e.Epochs {
-		if epoch.From > 0 { // else it has not begun
-			spans = append(spans, span{epoch.From, deliver.MinimiseSubjects(epoch.Subjects)})
+		if epoch.From > 0 {
+			begun = append(begun, registry.Epoch{From: epoch.From, Subjects: deliver.MinimiseSubjects(epoch.Subjects)})
 		}
 	}
-	if len(spans) > 0 {
-		return spans
-	}
-	return []span{{max(1, e.StartSequence), deliver.MinimiseSubjects(e.Definition.Subjects)}}
-}
-
-// Wants says whether an event is for a subscriber, its filter aside: whether its
-// subject matches what the subscriber wanted at that place of EVENTS.
-func Wants(e registry.Entry, subject string, sequence uint64) bool {
-	return wants(interest(e), subject, sequence)
-}
-
-// wants says whether an event is for the subscriber with these spans.
-func wants(spans []span, subject string, sequence uint64) bool {
-	for i := len(spans) - 1; i >= 0; i-- {
-		if spans[i].From <= sequence {
-			return slices.ContainsFunc(spans[i].Subjects, func(p string) bool { return matches(p, subject) })
-		}
-	}
-	return false
-}
-
-// matches compares a subject with a NATS pattern.
-func matches(pattern, subject string) bool {
-	for {
-		p, rest, more := strings.Cut(pattern, ".")
-		if p == ">" {
-			return subject != ""
-		}
-		s, left, deeper := strings.Cut(subject, ".")
-		if p != "*" && p != s || more != deeper {
-			return false
-		}
-		if !more {
-			return true
-		}
-		pattern, subject = rest, left
-	}
-}
-
-func sameSpans(a, b []span) bool {
-	return slices.EqualFunc(a, b, func(a, b span) bool { return a.From == b.From && slices.Equal(a.Subjects, b.Subjects) })
+	return begun
 }
 
 // account is one subscriber's book. One that was deleted and added again under
@@ -102,7 +54,7 @@ type account struct {
 	// Deleted is when it was found to be gone.
 	Deleted *time.Time `json:"deleted,omitempty"`
 	// Interest is what Matched was counted with.
-	Interest []span `json:"interest"`
+	Interest []registry.Epoch `json:"interest"`
 	// Gaps are parts of EVENTS that are still to be counted.
 	Gaps   []gap  `json:"gaps,omitempty"`
 	Counts Counts `json:"counts"`
@@ -117,8 +69,8 @@ type gap struct {
 	Through uint64 `json:"through"`
 	// Was is what was counted until now, nothing for a new subscriber; Now is
 	// what is to be counted.
-	Was []span `json:"was,omitempty"`
-	Now []span `json:"now"`
+	Was []registry.Epoch `json:"was,omitempty"`
+	Now []registry.Epoch `json:"now"`
 }
 
 // key names an account among all there were.
@@ -137,21 +89,21 @@ func (a *account) start() uint64 {
 	return a.Interest[0].From
 }
 
-// change makes the account count with other spans; next is the first event that
+// change makes the account count with other epochs; next is the first event that
 // the fold has not counted.
-func (a *account) change(to []span, next uint64) {
-	if sameSpans(a.Interest, to) {
+func (a *account) change(to []registry.Epoch, next uint64) {
+	if slices.EqualFunc(a.Interest, to, registry.Epoch.Equal) {
 		return
 	}
 	// From the first difference on: what is before was counted rightly.
 	first := ^uint64(0)
 	for i := range max(len(a.Interest), len(to)) {
-		if i < len(a.Interest) && i < len(to) && a.Interest[i].From == to[i].From && slices.Equal(a.Interest[i].Subjects, to[i].Subjects) {
+		if i < len(a.Interest) && i < len(to) && a.Interest[i].Equal(to[i]) {
 			continue
 		}
-		for _, s := range [][]span{a.Interest, to} {
-			if i < len(s) {
-				first = min(first, s[i].From)
+		for _, epochs := range [][]registry.Epoch{a.Interest, to} {
+			if i < len(epochs) {
+				first = min(first, epochs[i].From)
 			}
 		}
 		break

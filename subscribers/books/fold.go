@@ -172,7 +172,7 @@ func (f *fold) learn(on string, sequence uint64, at time.Time) *subject {
 	}
 	s := &subject{}
 	for _, a := range f.Accounts {
-		if a.Deleted == nil && wants(a.Interest, on, sequence) {
+		if a.Deleted == nil && registry.Wants(a.Interest, on, sequence) {
 			s.accounts = append(s.accounts, a)
 		}
 	}
@@ -211,10 +211,10 @@ func (a *account) recount(on string, sequence uint64) {
 	if sequence > g.Through {
 		return
 	}
-	if wants(g.Now, on, sequence) {
+	if registry.Wants(g.Now, on, sequence) {
 		a.Counts.Matched++
 	}
-	if wants(g.Was, on, sequence) {
+	if registry.Wants(g.Was, on, sequence) {
 		a.Counts.Matched--
 	}
 	g.From = sequence + 1

@@ -4,13 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/registry"
 )
 
 func block(t testing.TB, records ...deliver.Record) []byte {
@@ -91,7 +91,7 @@ func BenchmarkFoldEvents(b *testing.B) {
 		b.Run(fmt.Sprintf("subscribers=%d", n), func(b *testing.B) {
 			f := newFold(&sums{})
 			for i := range n {
-				a := &account{Name: fmt.Sprintf("s%d", i), Interest: []span{{1, []string{"events.fno.prod.>"}}}}
+				a := &account{Name: fmt.Sprintf("s%d", i), Interest: []registry.Epoch{{From: 1, Subjects: []string{"events.fno.prod.>"}}}}
 				f.Accounts = append(f.Accounts, a)
 			}
 			f.index()
@@ -140,48 +140,15 @@ func BenchmarkFoldRecords(b *testing.B) {
 	}
 }
 
-func TestWants(t *testing.T) {
-	tests := []struct {
-		pattern, subject string
-		want             bool
-	}{
-		{"events.>", "events.a", true},
-		{"events.>", "events.a.b.c", true},
-		{"events.>", "events", false},
-		{"events.*.b", "events.a.b", true},
-		{"events.*.b", "events.a.c", false},
-		{"events.*", "events.a.b", false},
-		{"events.a.b", "events.a", false},
-		{"events.a", "events.a", true},
-		{"events.a.>", "events.a", false},
-		{"events.a.*", "events.a.", true}, // NATS has no empty tokens
-	}
-	for _, tt := range tests {
-		if got := matches(tt.pattern, tt.subject); got != tt.want {
-			t.Errorf("matches(%q, %q) = %v", tt.pattern, tt.subject, got)
-		}
-	}
-	spans := []span{{5, []string{"events.a"}}, {10, []string{"events.b", "events.c"}}}
-	for seq, want := range map[uint64]string{4: "", 5: "a", 9: "a", 10: "bc", 11: "bc"} {
-		var got strings.Builder
-		for _, s := range []string{"a", "b", "c"} {
-			if wants(spans, "events."+s, seq) {
-				got.WriteString(s)
-			}
-		}
-		if got.String() != want {
-			t.Errorf("at %d: wants %q, want %q", seq, got.String(), want)
-		}
-	}
-}
-
 // TestEpochs changes what a subscriber wants from some event on, before and
 // after the fold has passed it.
 func TestEpochs(t *testing.T) {
-	to := []span{{3, []string{"events.a.x"}}, {10, []string{"events.>"}}, {20, []string{"events.b.x"}}}
-	count := func(spans []span) (n int64) {
+	to := []registry.Epoch{
+		{From: 3, Subjects: []string{"events.a.x"}}, {From: 10, Subjects: []string{"events.>"}}, {From: 20, Subjects: []string{"events.b.x"}},
+	}
+	count := func(epochs []registry.Epoch) (n int64) {
 		for seq := uint64(1); seq <= 30; seq++ {
-			if wants(spans, []string{"events.a.x", "events.b.x"}[seq%2], seq) {
+			if registry.Wants(epochs, []string{"events.a.x", "events.b.x"}[seq%2], seq) {
 				n++
 			}
 		}

@@ -489,11 +489,11 @@ var behindPrefix = strings.TrimSuffix(broker.RetryBehindAll(""), ".>")
 
 // ahead counts the events from a subscriber's first one on: what a consumer that
 // is not made yet has before it.
-func (b *Books) ahead(ctx context.Context, spans []span) (n int64, err error) {
-	if len(spans) == 0 {
+func (b *Books) ahead(ctx context.Context, interest []registry.Epoch) (n int64, err error) {
+	if len(interest) == 0 {
 		return 0, nil
 	}
-	last := spans[len(spans)-1]
+	last := interest[len(interest)-1]
 	c, err := b.js.CreateConsumer(ctx, broker.StreamEvents, jetstream.ConsumerConfig{
 		Description: "gridfan: counts what waits", AckPolicy: jetstream.AckNonePolicy, DeliverPolicy: jetstream.DeliverByStartSequencePolicy,
 		OptStartSeq: last.From, FilterSubjects: last.Subjects, HeadersOnly: true, MemoryStorage: true, Replicas: 1, InactiveThreshold: idleConsumer,

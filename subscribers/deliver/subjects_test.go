@@ -23,7 +23,8 @@ func TestMatchSubject(t *testing.T) {
 		{"events.fno.prod", "events.fno.pro", false},
 		{"events.fno.prod", "events.fno.prod.usmf", false},
 		{"events.fno.prod.usmf", "events.fno.prod", false},
-		{"events.*", "events.", false},
+		{"events.*", "events.", false}, // NATS stores no subject with an empty token
+		{"events.a.*", "events.a.", false},
 		{"events.*", "events.a.b", false},
 		{"events.*.b", "events.a.b", true},
 		{"events.*.b", "events.a.c", false},

@@ -49,7 +49,12 @@ const nothing = "events.none"
 // Wants says whether an event is one of the subscriber's. Its filter has no part
 // in it.
 func (e Entry) Wants(subject string, sequence uint64) bool {
-	for _, epoch := range slices.Backward(e.Epochs) {
+	return Wants(e.Epochs, subject, sequence)
+}
+
+// Wants is Entry.Wants for whoever keeps a subscriber's epochs.
+func Wants(epochs []Epoch, subject string, sequence uint64) bool {
+	for _, epoch := range slices.Backward(epochs) {
 		if epoch.From == 0 || epoch.From > sequence {
 			continue
 		}

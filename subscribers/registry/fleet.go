@@ -384,7 +384,7 @@ func (k *keeper) apply(want *Entry) error {
 	held := want.Paused || want.Orphaned || lost
 	// One that was deleted and added again is another, with a new cursor.
 	if k.have != nil && reflect.DeepEqual(k.have.Definition, want.Definition) && k.have.Created.Equal(want.Created) &&
-		k.have.Orphaned == want.Orphaned && slices.EqualFunc(k.have.Epochs, want.Epochs, Epoch.equal) && slices.EqualFunc(k.have.Keys, want.Keys, Key.equal) && k.at == at {
+		k.have.Orphaned == want.Orphaned && slices.EqualFunc(k.have.Epochs, want.Epochs, Epoch.Equal) && slices.EqualFunc(k.have.Keys, want.Keys, Key.equal) && k.at == at {
 		k.worker.SetPaused(held)
 		k.have = want
 		return nil

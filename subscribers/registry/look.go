@@ -123,7 +123,7 @@ func (r *Registry) oldest(ctx context.Context, s Space, e Entry, from uint64) (o
 	r.mu.Lock()
 	o, ok := r.found[name]
 	r.mu.Unlock()
-	if ok && o.created.Equal(e.Created) && o.stream.Equal(s.created) && slices.EqualFunc(o.epochs, e.Epochs, Epoch.equal) && o.from <= from &&
+	if ok && o.created.Equal(e.Created) && o.stream.Equal(s.created) && slices.EqualFunc(o.epochs, e.Epochs, Epoch.Equal) && o.from <= from &&
 		(from <= o.sequence || o.sequence == 0 && o.through == s.Last) {
 		return o, nil
 	}
@@ -155,7 +155,8 @@ func (r *Registry) oldest(ctx context.Context, s Space, e Entry, from uint64) (o
 	return o, nil
 }
 
-func (e Epoch) equal(other Epoch) bool {
+// Equal says whether two epochs are the same.
+func (e Epoch) Equal(other Epoch) bool {
 	return e.From == other.From && slices.Equal(e.Subjects, other.Subjects)
 }
 

@@ -13,7 +13,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gridfan/gridfan/infra/broker"
-	"github.com/gridfan/gridfan/subscribers/books"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 )
@@ -46,7 +45,7 @@ func (f *Finder) deliveries(ctx context.Context, h hit, e Event, entries []regis
 		name := entry.Definition.Name
 		d := newDelivery(name, by[name], e.accepted())
 		delete(by, name)
-		if len(d.Steps) == 0 && !books.Wants(entry, h.subject, h.sequence) {
+		if len(d.Steps) == 0 && !entry.Wants(h.subject, h.sequence) {
 			d.State = NotMatched
 			if d.Detail = "another subject than it wants"; h.sequence < entry.StartSequence {
 				d.Detail = "it was added later, and begins with event " + strconv.FormatUint(entry.StartSequence, 10)

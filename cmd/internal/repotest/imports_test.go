@@ -139,8 +139,8 @@ var table = []row{
 	},
 	{
 		from: []string{"./subscribers/trace"},
-		to:   []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/registry", "./subscribers/books"},
-		why: "trace reads the same streams as the books, and asks them who wants an event",
+		to:   []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/registry"},
+		why: "trace reads the same streams as the books, and asks the registry who wanted an event",
 	},
 	{
 		from: []string{"./subscribers/deliver", "./subscribers/registry", "./subscribers/retention", "./subscribers/webhook"},
