@@ -156,6 +156,20 @@ func (f *Fleet) Breaker(name string) (s deliver.BreakerStatus, ok bool) {
 	return s, ok
 }
 
+// Serving says whether this replica serves a subscriber: where order is kept, only
+// one of several does. ok is false for one that has no worker here, or is parked.
+func (f *Fleet) Serving(name string) (serving, ok bool) {
+	f.with(name, func(k *keeper, w *deliver.Worker) {
+		if ok = !k.parked; ok {
+			serving = w.Serving()
+		}
+	})
+	return serving, ok
+}
+
+// Views tells how the other replicas find a subscriber; see deliver.Board.Views.
+func (f *Fleet) Views(name string) []deliver.View { return f.parts.Board.Views(name) }
+
 // RetryNow lets a subscriber be tried at once that waits for its next probe; see
 // deliver.Worker.RetryNow. false means that it has no worker here.
 func (f *Fleet) RetryNow(name string) bool {

@@ -82,6 +82,25 @@ type Subscriber struct {
 	Held *registry.Held `json:"held,omitempty"`
 	// Breaker is how this process sees the subscriber; nil without a worker.
 	Breaker *deliver.BreakerStatus `json:"breaker,omitempty"`
+	// Serving says whether this replica delivers to it. Where order is kept only
+	// one does, and the others stand by: their own breakers tell nothing then. nil
+	// without a worker.
+	Serving *bool `json:"serving,omitempty"`
+	// Replicas are the other ones whose breaker for it is not closed, by name.
+	Replicas []Replica `json:"replicas"`
+}
+
+// StandsBy says whether the replica that was asked leaves the subscriber to
+// another one.
+func (s *Subscriber) StandsBy() bool { return s.Serving != nil && !*s.Serving }
+
+// Replica is how another replica sees a subscriber.
+type Replica struct {
+	Instance string `json:"instance"`
+	// State is its breaker's, and Since when that closed or opened last, or was
+	// found misconfigured.
+	State string    `json:"state"`
+	Since time.Time `json:"since"`
 }
 
 // SigningKey is a signing key without its secret.

@@ -79,6 +79,7 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 		"Dedup":               Dedup{},
 		"SourceStatus":        SourceStatus{},
 		"Subscriber":          Subscriber{},
+		"Replica":             Replica{},
 		"Definition":          registry.Definition{},
 		"Deliver":             registry.Deliver{},
 		"Webhook":             webhook.Config{},

@@ -225,7 +225,7 @@ func (s *server) subscribers(ctx context.Context) ([]Subscriber, error) {
 func (s *server) view(e registry.State) Subscriber {
 	v := Subscriber{
 		Definition: e.Definition.Redacted(), Origin: e.Origin, Created: e.Created, State: Active, Epochs: e.Epochs,
-		Backlog: e.Backlog, Held: e.Held,
+		Backlog: e.Backlog, Held: e.Held, Replicas: []Replica{},
 	}
 	for _, k := range e.Keys {
 		v.Keys = append(v.Keys, SigningKey{k.ID, k.Created, k.Expires})
@@ -244,6 +244,12 @@ func (s *server) view(e registry.State) Subscriber {
 	}
 	if br, ok := s.Fleet.Breaker(e.Definition.Name); ok {
 		v.Breaker = &br
+	}
+	if serving, ok := s.Fleet.Serving(e.Definition.Name); ok {
+		v.Serving = &serving
+	}
+	for _, other := range s.Fleet.Views(e.Definition.Name) {
+		v.Replicas = append(v.Replicas, Replica{other.Instance, other.Status.State, other.Status.Since})
 	}
 	return v
 }
@@ -383,8 +389,8 @@ func (s *server) probe(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !s.Fleet.RetryNow(e.Definition.Name) {
-		return nil, problem(http.StatusConflict, "not-served", "this replica does not serve it: it is paused, parked, or another replica does")
+	if serving, _ := s.Fleet.Serving(e.Definition.Name); !serving || !s.Fleet.RetryNow(e.Definition.Name) {
+		return nil, problem(http.StatusConflict, "not-served", "this replica does not serve it: it is parked, or about to start, or another replica serves it, which is then the one to ask")
 	}
 	return s.one(w, r, e)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 )
 
@@ -48,6 +49,62 @@ Otherwise raise storage.maxBytes, lower their limits.backlog, or delete them.`,
 		if d := cmp.Diff(tt.want, whoHolds(tt.s, now)); d != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.name, d)
 		}
+	}
+}
+
+// TestReplicas tells who serves a subscriber, and what other replicas find.
+func TestReplicas(t *testing.T) {
+	now := time.Now()
+	yes, no := true, false
+	closed := &deliver.BreakerStatus{State: deliver.BreakerClosed, Since: now}
+	down := &deliver.BreakerStatus{State: deliver.BreakerOpen, Since: now.Add(-time.Hour), NextProbe: &now, Failures: 5}
+	others := []admin.Replica{
+		{Instance: "beta", State: deliver.BreakerOpen, Since: now.Add(-4 * time.Minute)},
+		{Instance: "gamma", State: deliver.BreakerHalfOpen, Since: now.Add(-3 * time.Hour)},
+	}
+	const found = "open 4 min on beta, half-open 3 h on gamma"
+	tests := []struct {
+		name       string
+		s          admin.Subscriber
+		ordering   deliver.Ordering
+		rows       map[string]string // empty: there is none
+		next, none string
+	}{
+		{"alone", admin.Subscriber{Breaker: closed, Serving: &yes}, deliver.Unordered, map[string]string{"doing": "closed", "served": "", "elsewhere": ""}, "", ""},
+		{"down elsewhere", admin.Subscriber{Breaker: closed, Serving: &yes, Replicas: others}, deliver.Unordered,
+			map[string]string{"doing": "closed", "served": "", "elsewhere": found}, "", ""},
+		{"serves", admin.Subscriber{Breaker: closed, Serving: &yes}, deliver.Strict,
+			map[string]string{"doing": "closed", "served": "by this replica; any other one stands by", "elsewhere": ""}, "", ""},
+		// What this replica found when it served is over.
+		{"stands by", admin.Subscriber{Breaker: down, Serving: &no}, deliver.ByKey,
+			map[string]string{"doing": "stands by", "served": "by another replica; this one stands by", "elsewhere": ""}, "", "look at the endpoint"},
+		{"stands by, down there", admin.Subscriber{Breaker: closed, Serving: &no, Replicas: others}, deliver.ByKey,
+			map[string]string{"doing": "stands by; " + found, "elsewhere": ""}, "ask that one:  gridfan subscribers show a --admin URL", ""},
+		{"stands by, draining", admin.Subscriber{State: admin.Draining, Breaker: closed, Serving: &no}, deliver.ByKey,
+			map[string]string{"doing": "draining, stands by"}, "", ""},
+		{"starting", admin.Subscriber{}, deliver.ByKey, map[string]string{"doing": "starting", "served": ""}, "", ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.s.Definition = registry.Definition{Name: "a", Config: deliver.Config{Ordering: tt.ordering}}
+			var out strings.Builder
+			if err := writeSubscriber(&out, tt.s, now); err != nil {
+				t.Fatal(err)
+			}
+			got := map[string]string{}
+			for line := range strings.Lines(out.String()) {
+				name, value, _ := strings.Cut(strings.TrimSpace(line), "  ")
+				got[name] = strings.TrimSpace(value)
+			}
+			for name, want := range tt.rows {
+				if got[name] != want {
+					t.Errorf("%s: got %q, want %q", name, got[name], want)
+				}
+			}
+			if !strings.Contains(out.String(), tt.next) || tt.none != "" && strings.Contains(out.String(), tt.none) {
+				t.Errorf("want %q and not %q in:\n%s", tt.next, tt.none, out.String())
+			}
+		})
 	}
 }
 

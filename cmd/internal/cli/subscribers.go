@@ -113,7 +113,7 @@ func newShow(env Env) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use: "show NAME", Short: "Show one subscriber",
-		Long:    "show tells everything about one subscriber: what it wants, how it is served, how it is\ndoing, and what it has not got.",
+		Long:    "show tells everything about one subscriber: what it wants, how it is served, how it is\ndoing, and what it has not got. Of several replicas, the one that is asked tells how it\nfinds the subscriber, and which others find it down; where order is kept, only one of\nthem serves it, and the others stand by.",
 		Example: "  gridfan subscribers show warehouse",
 		Args:    exactly("NAME"),
 	}
@@ -331,10 +331,22 @@ func doing(s admin.Subscriber, now time.Time) string {
 		return "starting"
 	}
 	words := breakerWords(*s.Breaker, s.Backlog, now)
+	if s.StandsBy() {
+		words = strings.TrimSuffix("stands by; "+elsewhere(s, now), "; ")
+	}
 	if s.State == admin.Draining {
 		words = "draining, " + words
 	}
 	return words
+}
+
+// elsewhere tells how the breakers of other replicas stand that are not closed.
+func elsewhere(s admin.Subscriber, now time.Time) string {
+	words := make([]string, len(s.Replicas))
+	for i, r := range s.Replicas {
+		words[i] = fmt.Sprintf("%s %s on %s", r.State, deliver.Roughly(now.Sub(r.Since)), r.Instance)
+	}
+	return strings.Join(words, ", ")
 }
 
 // breakerWords is a breaker as one says it to a colleague.
@@ -371,6 +383,12 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 		row("signed", "%s", signing(s, now))
 	}
 	row("doing", "%s", doing(s, now))
+	if ordered := d.Ordering != "" && d.Ordering != deliver.Unordered; ordered && s.Serving != nil {
+		row("served", "%s", map[bool]string{true: "by this replica; any other one stands by", false: "by another replica; this one stands by"}[*s.Serving])
+	}
+	if other := elsewhere(s, now); other != "" && !s.StandsBy() {
+		row("elsewhere", "%s", other)
+	}
 	row("pending", "%d", s.Backlog.Pending)
 	row("retry", "%d", s.Backlog.Retry)
 	row("dead letters", "%d", s.Backlog.DeadLetters)
@@ -451,6 +469,7 @@ func backlogLimit(b deliver.Backlog) string {
 // nextStep says what to do about a subscriber that needs something.
 func nextStep(s admin.Subscriber) string {
 	name := s.Definition.Name
+	down := s.Breaker != nil && !s.Breaker.Flowing() && !s.StandsBy()
 	switch {
 	case s.State == admin.Paused:
 		return "Its events wait. Go on:  gridfan subscribers resume " + name
@@ -460,9 +479,11 @@ func nextStep(s admin.Subscriber) string {
 		return "Declare it in the configuration file again, or:  gridfan subscribers delete " + name
 	case s.State == admin.Drained:
 		return "It has everything and gets nothing new. Let it have events again:  gridfan subscribers resume " + name + "\nOr it is done with:  gridfan subscribers delete " + name
-	case s.Breaker != nil && s.Breaker.State == deliver.BreakerMisconfigured:
+	case s.StandsBy() && len(s.Replicas) > 0:
+		return "The replica that serves it knows why; ask that one:  gridfan subscribers show " + name + " --admin URL"
+	case down && s.Breaker.State == deliver.BreakerMisconfigured:
 		return "Its endpoint refuses everything; events wait and go out by themselves once it does not.\nLook at the URL and the key: " + s.Breaker.LastError
-	case s.Breaker != nil && !s.Breaker.Flowing():
+	case down:
 		return "Its endpoint does not take events; they wait and go out by themselves once it does.\nNothing is needed here: look at the endpoint."
 	case s.Backlog.DeadLetters > 0:
 		return "Look at its dead letters:  gridfan deadletters list " + name
