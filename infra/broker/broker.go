@@ -41,6 +41,8 @@ type Broker struct {
 
 	watch watch
 
+	retries retryCounts
+
 	mu    sync.Mutex // guards conns
 	conns []*nats.Conn
 }
@@ -289,20 +291,6 @@ func healthz(ctx context.Context, s *server.Server) error {
 	case <-ctx.Done():
 		return errors.New("the store does not answer; its disk may be stalled")
 	}
-}
-
-// SubjectCounts counts a stream's messages by subject, for the subjects that
-// match filter.
-func (b *Broker) SubjectCounts(ctx context.Context, stream, filter string) (map[string]uint64, error) {
-	s, err := b.js.Stream(ctx, stream)
-	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", stream, err)
-	}
-	info, err := s.Info(ctx, jetstream.WithSubjectFilter(filter))
-	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", stream, err)
-	}
-	return info.State.Subjects, nil
 }
 
 // StreamUse is how full one stream is.

@@ -27,3 +27,19 @@ const LinksName = linksName
 
 // Alarm looks at the fill levels now.
 func Alarm(b *Broker) { b.alarm() }
+
+// ListSubjects puts pages of sorted subjects together; page answers with one and
+// with how many subjects there are.
+func ListSubjects(page func(offset int) (subjects map[string]uint64, total int)) (map[string]uint64, error) {
+	return subjectCounts(func(offset int) (*streamInfo, error) {
+		var info streamInfo
+		info.State.Subjects, info.Total = page(offset)
+		return &info, nil
+	})
+}
+
+// PageOverlap is how many subjects two pages share.
+const PageOverlap = pageOverlap
+
+// ListMost is up to how many subjects of RETRY are listed to be counted.
+const ListMost = listMost

@@ -82,6 +82,13 @@ func RetryBehindAll(subscriber string) string { return subjectRetry + "behind." 
 // line are on RetryDue itself.
 func RetryDueAll(subscriber string) string { return RetryDue(subscriber) + ".>" }
 
+// retryOwn matches all that a subscriber has on the retry lane under a subject of
+// its own: what waits, what waits behind others, and what is due in a line.
+func retryOwn(subscriber string) string { return subjectRetry + "*." + subscriber + ".>" }
+
+// isBehind says whether a subject is that of an event that waits behind others.
+func isBehind(subject string) bool { return strings.HasPrefix(subject, subjectRetry+"behind.") }
+
 // RetryAll are patterns of all that a subscriber has on the retry lane.
 func RetryAll(subscriber string) []string {
 	return []string{RetryWaitingAll(subscriber), RetryBehindAll(subscriber), RetryDue(subscriber), RetryDueAll(subscriber)}

@@ -416,19 +416,29 @@ type stock struct {
 // "source/".
 func (b *Books) stocks(ctx context.Context) (map[string]stock, error) {
 	all := map[string]stock{}
+	b.mu.Lock()
+	var accounts []account
+	for _, a := range b.fold.Accounts {
+		if a.Deleted == nil {
+			accounts = append(accounts, *a)
+		}
+	}
+	b.mu.Unlock()
+	names := make([]string, 0, len(accounts))
+	for _, a := range accounts {
+		names = append(names, a.Name)
+	}
+	retries, _, err := b.Broker.RetryCounts(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	for name, n := range retries {
+		all[name] = stock{retry: int64(n.All), behind: int64(n.Behind)}
+	}
 	for _, q := range []struct {
 		stream string
 		add    func(subject string, n int64)
 	}{
-		{broker.StreamRetry, func(subject string, n int64) {
-			name := broker.SubscriberOf(subject)
-			s := all[name]
-			s.retry += n
-			if strings.HasPrefix(subject, behindPrefix) {
-				s.behind += n
-			}
-			all[name] = s
-		}},
 		{broker.StreamDeadLetters, func(subject string, n int64) {
 			name := broker.SubscriberOf(subject)
 			s := all[name]
@@ -462,14 +472,6 @@ func (b *Books) stocks(ctx context.Context) (map[string]stock, error) {
 	if err := list.Err(); err != nil {
 		return nil, err
 	}
-	b.mu.Lock()
-	var accounts []account
-	for _, a := range b.fold.Accounts {
-		if a.Deleted == nil {
-			accounts = append(accounts, *a)
-		}
-	}
-	b.mu.Unlock()
 	for _, a := range accounts {
 		s := all[a.Name]
 		if c := cursors[a.Name]; c != nil {
@@ -483,9 +485,6 @@ func (b *Books) stocks(ctx context.Context) (map[string]stock, error) {
 	}
 	return all, nil
 }
-
-// behindPrefix begins the subjects of what waits behind others.
-var behindPrefix = strings.TrimSuffix(broker.RetryBehindAll(""), ".>")
 
 // ahead counts the events from a subscriber's first one on: what a consumer that
 // is not made yet has before it.

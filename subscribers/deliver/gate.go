@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sort"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/nats-io/nats.go"
@@ -113,7 +114,10 @@ func (l *line) find(sequence uint64) (i int, ok bool) {
 func (g *gate) known(name string, sequence uint64, at spot) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	l := g.line(name)
+	l := g.lines[name]
+	if l == nil {
+		l = g.line(strings.Clone(name)) // it is part of a subject, which can go
+	}
 	i, ok := l.find(sequence)
 	if !ok {
 		l.entries = slices.Insert(l.entries, i, entry{sequence: sequence})

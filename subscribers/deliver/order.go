@@ -1,9 +1,11 @@
 package deliver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -174,13 +176,14 @@ func (w *worker) sortRetries(ctx context.Context) error {
 		}
 		var strange errgroup.Group
 		strange.SetLimit(haulers)
+		var lined []stand
 		for subject := range counts {
-			number, line, lined := strings.Cut(strings.TrimPrefix(subject, part.prefix), ".")
+			number, line, in := strings.Cut(strings.TrimPrefix(subject, part.prefix), ".")
 			sequence, err := strconv.ParseUint(number, 10, 64)
 			switch {
-			case err != nil || part.at == waiting && !lined:
+			case err != nil || part.at == waiting && !in:
 			case w.gate != nil && (line == strictLine) == (w.sub.Config.Ordering == Strict):
-				w.gate.known(line, sequence, part.at)
+				lined = append(lined, stand{sequence, line})
 			case part.pattern != broker.RetryDueAll(name):
 				strange.Go(func() error {
 					_, err := w.haul(subject, broker.RetryDue(name))
@@ -188,11 +191,23 @@ func (w *worker) sortRetries(ctx context.Context) error {
 				})
 			}
 		}
+		// In order, so that each is put at the end of its line: a hundred thousand
+		// may stand in one.
+		slices.SortFunc(lined, func(a, b stand) int { return cmp.Compare(a.sequence, b.sequence) })
+		for _, p := range lined {
+			w.gate.known(p.line, p.sequence, part.at)
+		}
 		if err := strange.Wait(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// stand is where an event stands.
+type stand struct {
+	sequence uint64
+	line     string
 }
 
 // haulers is how many messages are moved at once: they share the sync.

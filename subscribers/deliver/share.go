@@ -7,16 +7,19 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/gridfan/gridfan/infra/broker"
 )
 
 // share is what one subscriber has of a stream that all of them use, and how
-// much of it it may have. The server counts messages by subject and bytes only
+// much of it it may have: bytes, for the sake of the disk, and, where each message
+// costs memory too, messages. The server counts messages by subject and bytes only
 // for a whole stream, so the bytes are an estimate: the messages this process
 // stored count as they are, the others with the mean size of these or, before
 // there are any, of the whole stream.
 type share struct {
 	limit int64
+	most  int64 // messages; 0: any number
 	// count asks the server for the subscriber's messages and the mean size of
 	// all the stream's.
 	count func(context.Context) (messages uint64, mean float64, err error)
@@ -27,13 +30,14 @@ type share struct {
 	after int
 	// changed is told when the share is used up, and when it is no longer. It
 	// is called outside the lock.
-	changed func(full bool, used int64)
+	changed func(full bool, used, messages int64)
 	log     *slog.Logger
 
 	mu      sync.Mutex // guards all below
 	counted time.Time  // zero: never
 	since   int        // stored since
 	used    int64
+	n       int64 // messages
 	own     int64 // stored by this process
 	ownSize int64
 	full    bool
@@ -50,11 +54,11 @@ func (s *share) take(ctx context.Context, size int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ensure(ctx)
-	if s.used+size > s.limit && time.Since(s.counted) >= s.every {
+	if s.beyond(size) && time.Since(s.counted) >= s.every {
 		s.recount(ctx)
 	}
 	// A message larger than a whole share goes when there is no other.
-	if s.used+size > s.limit && s.used > 0 {
+	if s.beyond(size) && s.used > 0 {
 		s.turn(true)
 		return false
 	}
@@ -63,13 +67,21 @@ func (s *share) take(ctx context.Context, size int64) bool {
 	return true
 }
 
+// beyond says whether there is no room for a message. The caller holds mu.
+func (s *share) beyond(size int64) bool {
+	return s.used+size > s.limit || s.most > 0 && s.n+1 > s.most
+}
+
+// up says whether all is used up. The caller holds mu.
+func (s *share) up() bool { return s.used >= s.limit || s.most > 0 && s.n >= s.most }
+
 // add counts a message that is stored whether there is room or not.
 func (s *share) add(ctx context.Context, size int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ensure(ctx)
 	s.grow(size)
-	if s.used >= s.limit {
+	if s.up() {
 		s.turn(true)
 	}
 }
@@ -85,6 +97,7 @@ func (s *share) ensure(ctx context.Context) {
 // grow counts one message more. The caller holds mu.
 func (s *share) grow(size int64) {
 	s.used += size
+	s.n++
 	s.own++
 	s.ownSize += size
 	s.since++
@@ -95,6 +108,7 @@ func (s *share) give(size int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.used = max(0, s.used-size)
+	s.n = max(0, s.n-1)
 	s.eased()
 }
 
@@ -103,13 +117,13 @@ func (s *share) give(size int64) {
 func (s *share) spent(ctx context.Context) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.counted.IsZero() || !s.full && s.used < s.limit {
+	if s.counted.IsZero() || !s.full && !s.up() {
 		return false
 	}
 	if time.Since(s.counted) >= s.every {
 		s.recount(ctx)
 	}
-	if s.used >= s.limit {
+	if s.up() {
 		s.turn(true)
 	}
 	return s.full
@@ -118,7 +132,7 @@ func (s *share) spent(ctx context.Context) bool {
 // eased notes that there is room again. It must be a tenth, so that it is not
 // said all the time. The caller holds mu.
 func (s *share) eased() {
-	if s.full && s.used < s.limit/10*9 {
+	if s.full && s.used < s.limit/10*9 && (s.most == 0 || s.n <= s.most/10*9) {
 		s.turn(false)
 	}
 }
@@ -126,7 +140,7 @@ func (s *share) eased() {
 func (s *share) turn(full bool) {
 	if s.full != full {
 		s.full = full
-		go s.changed(full, s.used)
+		go s.changed(full, s.used, s.n)
 	}
 }
 
@@ -144,29 +158,38 @@ func (s *share) recount(ctx context.Context) {
 	if s.own > 0 {
 		mean = float64(s.ownSize) / float64(s.own)
 	}
-	s.used = int64(float64(n) * mean)
+	s.used, s.n = int64(float64(n)*mean), int64(n)
 	s.eased()
 }
 
-// counter counts the messages of a stream on some subjects.
-func counter(js jetstream.JetStream, stream string, subjects ...string) func(context.Context) (uint64, float64, error) {
+// deadLetters counts a subscriber's dead letters, which have a subject for each
+// cause.
+func deadLetters(b *broker.Broker, name string) func(context.Context) (uint64, float64, error) {
 	return func(ctx context.Context) (messages uint64, mean float64, err error) {
-		s, err := js.Stream(ctx, stream)
+		all, err := b.CountSubjects(ctx, broker.StreamDeadLetters, broker.DeadLetterAll(name))
 		if err != nil {
 			return 0, 0, err
 		}
-		for _, subject := range subjects {
-			info, err := s.Info(ctx, jetstream.WithSubjectFilter(subject))
-			if err != nil {
-				return 0, 0, err
-			}
-			for _, n := range info.State.Subjects {
-				messages += n
-			}
-			if info.State.Msgs > 0 {
-				mean = float64(info.State.Bytes) / float64(info.State.Msgs)
-			}
+		counts, err := b.SubjectCounts(ctx, broker.StreamDeadLetters, broker.DeadLetterAll(name))
+		for _, n := range counts {
+			messages += n
 		}
-		return messages, mean, nil
+		return messages, meanOf(all), err
 	}
+}
+
+// retries counts what a subscriber has on the retry lane.
+func retries(b *broker.Broker, name string) func(context.Context) (uint64, float64, error) {
+	return func(ctx context.Context) (messages uint64, mean float64, err error) {
+		messages, all, err := b.CountRetries(ctx, name)
+		return messages, meanOf(all), err
+	}
+}
+
+// meanOf is the mean size of a stream's messages, 0 if there are none.
+func meanOf(c broker.Counted) float64 {
+	if c.Messages == 0 {
+		return 0
+	}
+	return float64(c.Bytes) / float64(c.Messages)
 }

@@ -146,9 +146,7 @@ func (w *Worker) serve(ctx context.Context) error {
 	if err := w.parts.Recorder.refresh(ctx); err != nil {
 		return err
 	}
-	starting, cancel := context.WithTimeout(ctx, 10*time.Second)
-	now, err := start(starting, w)
-	cancel()
+	now, err := start(ctx, w)
 	if err != nil {
 		return err
 	}
@@ -305,7 +303,10 @@ func start(ctx context.Context, of *Worker) (*worker, error) {
 		newLane(w, broker.StreamRetry, retryConfig(sub.Name, inFlight), window, retryOrigin),
 	}
 	for _, l := range w.lanes {
-		if _, err := l.declare(ctx); err != nil {
+		declaring, cancel := context.WithTimeout(ctx, declarePatience)
+		_, err := l.declare(declaring)
+		cancel()
+		if err != nil {
 			nc.Close()
 			return nil, err
 		}
@@ -313,7 +314,10 @@ func start(ctx context.Context, of *Worker) (*worker, error) {
 	if p := w.parts.Positions; p != nil {
 		p.join(w)
 	}
-	if err := w.sortRetries(ctx); err != nil {
+	sorting, cancel := context.WithTimeout(ctx, sortPatience)
+	err = w.sortRetries(sorting)
+	cancel()
+	if err != nil {
 		if p := w.parts.Positions; p != nil {
 			p.leave(w)
 		}
@@ -330,6 +334,12 @@ func start(ctx context.Context, of *Worker) (*worker, error) {
 	go w.surplusLoop()
 	return w, nil
 }
+
+const (
+	declarePatience = 10 * time.Second
+	// sortPatience is for retriesMost of them, on a busy machine.
+	sortPatience = 2 * time.Minute
+)
 
 const (
 	// maxWindow bounds the events that one lane holds ready, whatever the batch.
@@ -366,24 +376,30 @@ const (
 	countRetryEvery = time.Minute
 )
 
+// retriesMost is how many events one subscriber may have on the retry lane,
+// however small they are: each takes half a kilobyte of the broker's memory for
+// its subject and its time, and where order is wanted a fifth of one for its place
+// in the line. What comes after them waits in EVENTS, where it takes none.
+const retriesMost = 250_000
+
 func (w *worker) shares() {
 	name, b := w.sub.Name, w.parts.Broker
-	report := func(what, fix string) func(bool, int64) {
-		return func(full bool, used int64) {
+	report := func(what, fix string) func(bool, int64, int64) {
+		return func(full bool, used, messages int64) {
 			if !full {
-				b.Report("subscriber."+what+"-eased", name, map[string]any{"bytes": used})
+				b.Report("subscriber."+what+"-eased", name, map[string]any{"bytes": used, "events": messages})
 				return
 			}
-			b.Report("subscriber."+what+"-full", name, map[string]any{"bytes": used, "fix": fix})
+			b.Report("subscriber."+what+"-full", name, map[string]any{"bytes": used, "events": messages, "fix": fix})
 		}
 	}
 	w.dead = &share{
-		limit: b.DeadLetterShare(), count: counter(w.js, broker.StreamDeadLetters, broker.DeadLetterAll(name)),
+		limit: b.DeadLetterShare(), count: deadLetters(b, name),
 		every: countDeadEvery, after: countDeadAfter, log: w.log,
 		changed: report("deadletters", fmt.Sprintf("its further dead letters wait and slow it down: gridfan deadletters redrive %s once the cause is mended, gridfan deadletters drop %s for those that are done with, or raise storage.maxBytes", name, name)),
 	}
 	w.retries = &share{
-		limit: b.RetryShare(), count: counter(w.js, broker.StreamRetry, broker.RetryAll(name)...),
+		limit: b.RetryShare(), most: retriesMost, count: retries(b, name),
 		every: countRetryEvery, log: w.log,
 		changed: report("retries", "no further events are sent to it until some retries have come due: see why its attempts fail"),
 	}

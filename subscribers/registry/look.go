@@ -261,7 +261,11 @@ func (r *Registry) States(ctx context.Context) ([]State, error) {
 	if err != nil {
 		return nil, err
 	}
-	counts, err := r.counts(ctx)
+	names := make([]string, 0, len(look.Positions))
+	for _, p := range look.Positions {
+		names = append(names, p.Definition.Name)
+	}
+	counts, _, err := r.counts(ctx, names)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -490,47 +491,43 @@ func (r *Registry) Backlog(ctx context.Context, name string) (Backlog, error) {
 
 // kept counts the retries and dead letters of one subscriber.
 func (r *Registry) kept(ctx context.Context, name string, b *Backlog) error {
-	for _, q := range []struct {
-		stream, subject string
-		n               *int
-	}{
-		{broker.StreamRetry, broker.RetryWaitingAll(name), &b.Retry},
-		{broker.StreamRetry, broker.RetryBehindAll(name), &b.Retry},
-		{broker.StreamRetry, broker.RetryDue(name), &b.Retry},
-		{broker.StreamRetry, broker.RetryDueAll(name), &b.Retry},
-		{broker.StreamDeadLetters, broker.DeadLetterAll(name), &b.DeadLetters},
-	} {
-		counts, err := r.broker.SubjectCounts(ctx, q.stream, q.subject)
-		if err != nil {
-			return err
-		}
-		for _, n := range counts {
-			*q.n += int(n)
-		}
+	retries, _, err := r.broker.CountRetries(ctx, name)
+	if err != nil {
+		return err
+	}
+	letters, err := r.broker.SubjectCounts(ctx, broker.StreamDeadLetters, broker.DeadLetterAll(name))
+	if err != nil {
+		return err
+	}
+	b.Retry = int(retries)
+	for _, n := range letters {
+		b.DeadLetters += int(n)
 	}
 	return nil
 }
 
-// counts counts the retries and dead letters of all subscribers at once.
-func (r *Registry) counts(ctx context.Context) (map[string]Backlog, error) {
-	all := map[string]Backlog{}
-	for _, stream := range []string{broker.StreamRetry, broker.StreamDeadLetters} {
-		counts, err := r.broker.SubjectCounts(ctx, stream, ">")
-		if err != nil {
-			return nil, err
-		}
-		for subject, n := range counts {
-			name := broker.SubscriberOf(subject)
-			b := all[name]
-			if stream == broker.StreamRetry {
-				b.Retry += int(n)
-			} else {
-				b.DeadLetters += int(n)
-			}
-			all[name] = b
-		}
+// counts counts the retries of some subscribers at once, and all dead letters. rest
+// is as for broker.RetryCounts.
+func (r *Registry) counts(ctx context.Context, names []string) (all map[string]Backlog, rest int, err error) {
+	retries, rest, err := r.broker.RetryCounts(ctx, names)
+	if err != nil {
+		return nil, 0, err
 	}
-	return all, nil
+	letters, err := r.broker.SubjectCounts(ctx, broker.StreamDeadLetters, ">")
+	if err != nil {
+		return nil, 0, err
+	}
+	all = map[string]Backlog{}
+	for name, n := range retries {
+		all[name] = Backlog{Retry: int(n.All)}
+	}
+	for subject, n := range letters {
+		name := broker.SubscriberOf(subject)
+		b := all[name]
+		b.DeadLetters += int(n)
+		all[name] = b
+	}
+	return all, rest, nil
 }
 
 // Delete removes a subscriber on every replica, with its cursor. When there is
@@ -605,6 +602,28 @@ func (r *Registry) clear(ctx context.Context, name string) error {
 	return drop(broker.StreamRetry)
 }
 
+// left gives the names that something is kept for, of which the known ones may be
+// any.
+func (r *Registry) left(ctx context.Context, known []string) (map[string]bool, error) {
+	names := map[string]bool{}
+	counts, rest, err := r.counts(ctx, known)
+	if err != nil {
+		return nil, err
+	}
+	for name := range counts {
+		names[name] = true
+	}
+	if rest == 0 {
+		return names, nil
+	}
+	// Somebody else's, or they come and go at this moment.
+	subjects, err := r.broker.SubjectCounts(ctx, broker.StreamRetry, ">")
+	for subject := range subjects {
+		names[broker.SubscriberOf(subject)] = true
+	}
+	return names, err
+}
+
 // Sweep clears what a process left that died while it deleted a subscriber.
 func (r *Registry) Sweep(ctx context.Context) error {
 	entries, err := r.List(ctx)
@@ -631,11 +650,11 @@ func (r *Registry) Sweep(ctx context.Context) error {
 		return err
 	}
 	// Where cursors are kept in memory, only what they left tells of them.
-	counts, err := r.counts(ctx)
+	left, err := r.left(ctx, slices.Collect(maps.Keys(known)))
 	if err != nil {
 		return err
 	}
-	for name := range counts {
+	for name := range left {
 		if !known[name] && name != "" && !slices.Contains(gone, name) {
 			gone = append(gone, name)
 		}

@@ -136,7 +136,7 @@ func answers(t testing.TB, addr string) time.Time {
 
 // receiversChild serves subscribers in a process of their own. POST /ok takes an
 // event whose id begins with the time it was sent, POST /take takes one and does
-// not count it, POST /hang never answers,
+// not count it, POST /refuse refuses it, POST /hang never answers,
 // and GET /await answers with figures when n events have come since it last did.
 func receiversChild() int {
 	var mu sync.Mutex // guards took
@@ -165,6 +165,10 @@ func receiversChild() int {
 		_, _ = io.Copy(io.Discard, r.Body)
 		w.WriteHeader(http.StatusNoContent)
 	})
+	mux.HandleFunc("POST /refuse", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.WriteHeader(http.StatusUnprocessableEntity)
+	})
 	mux.HandleFunc("POST /hang", func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		wait(r, patience)
@@ -178,7 +182,7 @@ func receiversChild() int {
 		}
 		slices.Sort(took)
 		at := func(q float64) time.Duration { return took[int(q*float64(len(took)-1))] }
-		b, _ := json.Marshal(figures{N: len(took), P50: at(.5), P99: at(.99)})
+		b, _ := json.Marshal(figures{N: len(took), Least: took[0], P50: at(.5), P99: at(.99), Most: at(1)})
 		took = nil
 		_, _ = w.Write(b)
 	})
@@ -195,8 +199,8 @@ func receiversChild() int {
 
 // figures are about deliveries: how many, and how long after they were sent.
 type figures struct {
-	N        int
-	P50, P99 time.Duration
+	N                     int
+	Least, P50, P99, Most time.Duration
 }
 
 // posterChild posts over many connections for a while, as its arguments say, and
