@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 )
 
 // The server counts messages by subject and tells the counts with a stream's
@@ -170,9 +171,17 @@ type laneState struct {
 	last, messages uint64
 }
 
-// listMost is up to how many subjects it is less work to list them all than to
-// count each subscriber's.
-const listMost = 5000
+// A list takes about 3 µs of CPU time a subject and a count 0.5 µs, but each count
+// about 100 µs besides. So up to these numbers of subjects, for few subscribers and
+// for each of many, it is less work to list them all than to count each one's.
+const (
+	listMost     = 5000
+	listMostEach = 30
+)
+
+// counters is how many subscribers are counted at once: a server that is not in
+// this process is a way away.
+const counters = 8
 
 // RetryCounts counts the events that some subscribers have on the retry lane. rest
 // is how many subjects there are besides; when retries come and go at this moment
@@ -188,7 +197,7 @@ func (b *Broker) RetryCounts(ctx context.Context, subscribers []string) (of map[
 	at := laneState{info.Created, info.State.LastSeq, info.State.Messages}
 	if at != c.at || !c.knows(subscribers) {
 		c.at = laneState{} // in case that it fails
-		if info.State.NumSubjects <= listMost {
+		if info.State.NumSubjects <= max(listMost, listMostEach*uint64(len(subscribers))) {
 			err = b.listRetries(ctx, c)
 		} else {
 			err = b.countRetries(ctx, c, subscribers, info.State.NumSubjects)
@@ -258,29 +267,34 @@ func (b *Broker) countRetries(ctx context.Context, c *retryCounts, subscribers [
 		return err
 	}
 	c.of, c.rest, c.complete = map[string]Retries{}, int(subjects), false
-	for _, name := range subscribers {
-		if _, again := c.of[name]; again {
-			continue
-		}
-		own, err := b.CountSubjects(ctx, StreamRetry, retryOwn(name))
-		if err != nil {
-			return err
-		}
-		r := Retries{All: own.Subjects + due[RetryDue(name)]}
-		if behind.Subjects > 0 && own.Subjects > 0 {
-			n, err := b.CountSubjects(ctx, StreamRetry, RetryBehindAll(name))
+	var mu sync.Mutex // guards c.of and c.rest
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(counters)
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(subscribers))) {
+		g.Go(func() error {
+			own, err := b.CountSubjects(ctx, StreamRetry, retryOwn(name))
 			if err != nil {
 				return err
 			}
-			r.Behind = n.Subjects
-		}
-		c.of[name] = r
-		c.rest -= int(own.Subjects)
-		if due[RetryDue(name)] > 0 {
-			c.rest--
-		}
+			r, taken := Retries{All: own.Subjects + due[RetryDue(name)]}, int(own.Subjects)
+			if due[RetryDue(name)] > 0 {
+				taken++
+			}
+			if behind.Subjects > 0 && own.Subjects > 0 {
+				n, err := b.CountSubjects(ctx, StreamRetry, RetryBehindAll(name))
+				if err != nil {
+					return err
+				}
+				r.Behind = n.Subjects
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			c.of[name] = r
+			c.rest -= taken
+			return nil
+		})
 	}
-	return nil
+	return g.Wait()
 }
 
 // CountRetries counts the events that one subscriber has on the retry lane, and

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -287,6 +288,99 @@ func TestKeyInTroubleHoldsUpNoOther(t *testing.T) {
 	mu.Lock()
 	down = false
 	mu.Unlock()
+	r.atRest(n)
+	if found := check.first(); found != "" {
+		t.Error("overtaken", found)
+	}
+}
+
+// Each event has a key of its own and the subscriber is down. What it has no use
+// for now stays in the stream: the worker's hands and the retry lane hold no more
+// than it was tried with.
+func TestManyKeysBehindASubscriberThatIsDown(t *testing.T) {
+	r := newRig(t)
+	var up atomic.Bool
+	check := newOvertaking(deliver.ByKey)
+	s := newSender(func(_ context.Context, e *event.Event, _ int) deliver.Attempt {
+		check.sent(e.ID)
+		if !up.Load() {
+			return deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultServer, Status: 503, Reason: "HTTP 503"}
+		}
+		check.ended(e.ID)
+		return deliver.Attempt{Outcome: deliver.Delivered, Status: 200}
+	})
+	const keys, n = 1499, 2000
+	r.publishKeys(deliver.ByKey, keys, 0, n)
+	cfg := orderedConfig(deliver.ByKey)
+	cfg.Breaker.OpenFor = deliver.Duration(200 * time.Millisecond)
+	cfg.Breaker.MaxOpenFor = cfg.Breaker.OpenFor
+	r.start("a", cfg, s)
+	waitFor(t, "probes", func() bool { _, tries := s.count(); return tries > 10 })
+	_, tries := s.count()
+	c, err := r.b.JetStream().Consumer(t.Context(), broker.StreamEvents, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if held, most := c.CachedInfo().NumAckPending, 100; held > most { // 32 for its 4 slots, and what is acked together
+		t.Errorf("%d events are in the worker's hands, want at most %d", held, most)
+	}
+	waiting := len(r.stored(broker.StreamRetry))
+	// One that comes behind another of its key waits there too, and few do.
+	if _, after := s.count(); waiting > after+100 {
+		t.Errorf("%d events are on the retry lane after %d to %d attempts", waiting, tries, after)
+	}
+	up.Store(true)
+	r.atRest(n)
+	if found := check.first(); found != "" {
+		t.Error("overtaken", found)
+	}
+}
+
+// Each event has a key of its own and the subscriber wants none of them now, which
+// opens no breaker: so many wait for their retry, and the others in the stream.
+func TestManyKeysOnTheRetryLane(t *testing.T) {
+	const most, keys, n = 200, 701, 2500
+	// 656 may be on their way there when there is no more room: as many as the
+	// cursor hands out.
+	const margin = 700
+	deliver.RetriesMost(t, most)
+	r := newRig(t)
+	var wanted atomic.Bool
+	check := newOvertaking(deliver.ByKey)
+	s := newSender(func(_ context.Context, e *event.Event, _ int) deliver.Attempt {
+		check.sent(e.ID)
+		if !wanted.Load() {
+			return deliver.Attempt{Outcome: deliver.Rejected, Fault: deliver.FaultRefused, Status: 422, Reason: "HTTP 422"}
+		}
+		check.ended(e.ID)
+		return deliver.Attempt{Outcome: deliver.Delivered, Status: 200}
+	})
+	cfg := orderedConfig(deliver.ByKey)
+	var later []deliver.Duration
+	for range 50 {
+		later = append(later, deliver.Duration(2*time.Second))
+	}
+	cfg.Retry.Faults = map[deliver.Fault]deliver.Rule{deliver.FaultRefused: {Schedule: later}}
+	r.publishKeys(deliver.ByKey, keys, 0, n)
+	w := r.start("a", cfg, s)
+	full := func(times uint64) {
+		t.Helper()
+		waitFor(t, "the retry lane is full", func() bool {
+			return r.stored(broker.StreamOps)[broker.Ops(broker.Instance(), "subscriber.retries-full.a")] >= times
+		})
+		if got := len(r.stored(broker.StreamRetry)); got < most/2 || got > most+margin {
+			t.Errorf("%d subjects are on the retry lane, want %d to %d", got, most/2, most+margin)
+		}
+		if got := r.unsettled("a"); got < n-most-margin {
+			t.Errorf("%d of %d events are still in the stream, want %d at least", got, n, n-most-margin)
+		}
+	}
+	full(1)
+	// The next one finds as many there, and in order.
+	w.Stop(time.Second)
+	r.start("a", cfg, s)
+	full(2)
+	wanted.Store(true)
 	r.atRest(n)
 	if found := check.first(); found != "" {
 		t.Error("overtaken", found)

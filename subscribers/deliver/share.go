@@ -94,6 +94,13 @@ func (s *share) ensure(ctx context.Context) {
 	}
 }
 
+// begin counts before the first message comes.
+func (s *share) begin(ctx context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.recount(ctx)
+}
+
 // grow counts one message more. The caller holds mu.
 func (s *share) grow(size int64) {
 	s.used += size

@@ -317,6 +317,11 @@ func start(ctx context.Context, of *Worker) (*worker, error) {
 	sorting, cancel := context.WithTimeout(ctx, sortPatience)
 	err = w.sortRetries(sorting)
 	cancel()
+	if w.gate != nil {
+		// What comes behind others goes to the retry lane untried, hundreds at a
+		// time, so the first one would be too late to ask whether there is room.
+		w.retries.begin(ctx)
+	}
 	if err != nil {
 		if p := w.parts.Positions; p != nil {
 			p.leave(w)
@@ -379,8 +384,9 @@ const (
 // retriesMost is how many events one subscriber may have on the retry lane,
 // however small they are: each takes half a kilobyte of the broker's memory for
 // its subject and its time, and where order is wanted a fifth of one for its place
-// in the line. What comes after them waits in EVENTS, where it takes none.
-const retriesMost = 250_000
+// in the line. What comes after them waits in EVENTS, where it takes none. Only
+// tests change it.
+var retriesMost int64 = 250_000
 
 func (w *worker) shares() {
 	name, b := w.sub.Name, w.parts.Broker

@@ -254,8 +254,9 @@ func (r *Registry) State(ctx context.Context, e Entry) (State, error) {
 	return st, r.kept(ctx, e.Definition.Name, &st.Backlog)
 }
 
-// States tells of all subscribers, in a handful of requests however many there
-// are, sorted by name.
+// States tells of all subscribers, sorted by name, in a handful of requests however
+// many there are, unless very many events wait for a retry (see
+// broker.RetryCounts).
 func (r *Registry) States(ctx context.Context) ([]State, error) {
 	look, err := r.Look(ctx)
 	if err != nil {

@@ -136,14 +136,15 @@ func answers(t testing.TB, addr string) time.Time {
 
 // receiversChild serves subscribers in a process of their own. POST /ok takes an
 // event whose id begins with the time it was sent, POST /take takes one and does
-// not count it, POST /refuse refuses it, POST /hang never answers,
+// not count it, POST /refuse refuses it unless it is of type Wanted, which counts as
+// for /ok, POST /hang never answers,
 // and GET /await answers with figures when n events have come since it last did.
 func receiversChild() int {
 	var mu sync.Mutex // guards took
 	var took []time.Duration
 	more := sync.NewCond(&mu)
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /ok/{name}", func(w http.ResponseWriter, r *http.Request) {
+	take := func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		sent, _, _ := strings.Cut(r.Header.Get("ce-id"), "-")
 		ns, _ := strconv.ParseInt(sent, 10, 64)
@@ -152,7 +153,8 @@ func receiversChild() int {
 		mu.Unlock()
 		more.Broadcast()
 		w.WriteHeader(http.StatusNoContent)
-	})
+	}
+	mux.HandleFunc("POST /ok/{name}", take)
 	trouble := newTroubles(func() {
 		mu.Lock()
 		took = append(took, 0)
@@ -166,6 +168,10 @@ func receiversChild() int {
 		w.WriteHeader(http.StatusNoContent)
 	})
 	mux.HandleFunc("POST /refuse", func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("ce-type") == "Wanted" {
+			take(w, r)
+			return
+		}
 		_, _ = io.Copy(io.Discard, r.Body)
 		w.WriteHeader(http.StatusUnprocessableEntity)
 	})

@@ -250,36 +250,16 @@ func comeDue(b *testing.B, r *receivers, n int) {
 		b.Fatal(err)
 	}
 	c := startChild(b, childGridfan, file)
-	nc, err := nats.Connect(c.addresses.NATS)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		b.Fatal(err)
-	}
-	body := fmt.Appendf(nil, `{"filler":%q}`, strings.Repeat("x", 700))
 	first := time.Now().Add(10*time.Second + time.Duration(n)*200*time.Microsecond) // when all are stored
-	for i := range n {
+	onLane(b, c, n, func(i int) *nats.Msg {
 		at := first.Add(spread * time.Duration(i) / time.Duration(n))
-		_, err := js.PublishMsgAsync(&nats.Msg{
-			Subject: broker.RetryWaiting("late", uint64(1<<40+i)), Data: body,
-			Header: nats.Header{
-				"ce-specversion": {"1.0"}, "ce-id": {fmt.Sprintf("%d-%d", at.UnixNano(), i)}, "ce-source": {"/s"}, "ce-type": {"Order.Placed"}, "content-type": {"application/json"},
-				deliver.HeaderSubscriber: {"late"}, deliver.HeaderOriginSequence: {fmt.Sprint(1<<40 + i)}, deliver.HeaderOriginSubject: {"events.eventgrid.eg.shop.Order.Placed"},
-				deliver.HeaderHop: {"1"}, deliver.HeaderRounds: {"1"}, deliver.HeaderAttempts: {"1"},
-				"Nats-Schedule": {"@at " + at.UTC().Format(time.RFC3339Nano)}, "Nats-Schedule-Target": {broker.RetryDue("late")},
-			},
-		})
-		if err != nil {
-			b.Fatal(err)
-		}
-		if i%2000 == 1999 {
-			<-js.PublishAsyncComplete()
-		}
-	}
-	<-js.PublishAsyncComplete()
+		sequence := uint64(1<<40 + i)
+		m := retryOf("late", sequence, fmt.Sprintf("%d-%d", at.UnixNano(), i), "Order.Placed")
+		m.Subject = broker.RetryWaiting("late", sequence)
+		m.Header.Set("Nats-Schedule", "@at "+at.UTC().Format(time.RFC3339Nano))
+		m.Header.Set("Nats-Schedule-Target", broker.RetryDue("late"))
+		return m
+	})
 	if time.Now().After(first) {
 		b.Fatal("the first came due before all were stored")
 	}
@@ -292,4 +272,152 @@ func comeDue(b *testing.B, r *receivers, n int) {
 	b.ReportMetric(ms(f.Most), "due-most-ms")
 	b.ReportMetric((spent(b, c.cmd.Process.Pid)-before).Seconds()*1e6/float64(n), "due-cpu-µs")
 	c.kill()
+}
+
+// onLane stores messages on a gridfan's retry lane.
+func onLane(b *testing.B, c *child, n int, message func(i int) *nats.Msg) {
+	b.Helper()
+	nc, err := nats.Connect(c.addresses.NATS)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range n {
+		if _, err := js.PublishMsgAsync(message(i)); err != nil {
+			b.Fatal(err)
+		}
+		if i%2000 == 1999 {
+			<-js.PublishAsyncComplete()
+		}
+	}
+	<-js.PublishAsyncComplete()
+}
+
+// retryOf is what a worker puts on the retry lane, but for its subject.
+func retryOf(subscriber string, sequence uint64, id, kind string) *nats.Msg {
+	return &nats.Msg{
+		Data: fmt.Appendf(nil, `{"filler":%q}`, strings.Repeat("x", 700)),
+		Header: nats.Header{
+			"ce-specversion": {"1.0"}, "ce-id": {id}, "ce-source": {"/s"}, "ce-type": {kind}, "content-type": {"application/json"},
+			deliver.HeaderSubscriber: {subscriber}, deliver.HeaderOriginSequence: {fmt.Sprint(sequence)}, deliver.HeaderOriginSubject: {"events.eventgrid.eg.shop.Order.Placed"},
+			deliver.HeaderHop: {"1"}, deliver.HeaderRounds: {"1"}, deliver.HeaderAttempts: {"1"},
+			nats.MsgIdHdr: {deliver.MsgID(subscriber, time.Unix(0, 0), sequence, 1)},
+		},
+	}
+}
+
+// BenchmarkManyKeys shows what events of many keys cost a subscriber that wants
+// them in order of their keys. It is down, and each event has a key of its own: they
+// stay in the stream. Or it refuses them for now, and as many as one subscriber may
+// have wait on the retry lane, each of a key of its own, or all but one behind the
+// first.
+func BenchmarkManyKeys(b *testing.B) {
+	for _, n := range []int{10_000, 1_000_000} {
+		b.Run(fmt.Sprint("down=", n), func(b *testing.B) {
+			for b.Loop() {
+				k := startKeys(b, "http://127.0.0.1:1")
+				before := resident(b, k.c.cmd.Process.Pid)
+				const perPost = 1000
+				for i := 0; i < n; i += perPost {
+					var s strings.Builder
+					for j := range perPost {
+						fmt.Fprintf(&s, `,{"specversion":"1.0","id":%q,"source":"/shop","type":"t","subject":"orders/%d","data":1}`, stamped(), i+j)
+					}
+					a, err := send(k.c.addresses.Public, "ce", http.Header{"Content-Type": {"application/cloudevents-batch+json"}}, []byte("["+s.String()[1:]+"]"))
+					if err != nil || a.status != http.StatusOK {
+						b.Fatalf("HTTP %d %s, %v", a.status, a.body, err)
+					}
+				}
+				pending, retry := k.backlog()
+				if pending+retry != n || retry > 1000 {
+					b.Fatalf("%d are in the stream and %d on the retry lane", pending, retry)
+				}
+				b.ReportMetric(float64(retry), "on-lane")
+				b.ReportMetric(resident(b, k.c.cmd.Process.Pid)-before, "rss-MiB-more")
+				k.c.end()
+				k.run()
+				answers(b, k.c.addresses.Public)
+				b.ReportMetric(resident(b, k.c.cmd.Process.Pid), "rss-MiB-after-start")
+				k.c.kill()
+			}
+		})
+	}
+	line := func(i int) string { return strconv.FormatUint(uint64(i)*0x9e3779b97f4a7c15, 36) } // as long as a hash
+	for _, n := range []int{10_000, 250_000} {
+		for name, subject := range map[string]func(i int) string{
+			"own": func(i int) string { return broker.RetryWaitingIn("keys", uint64(i), line(i)) },
+			"one": func(i int) string {
+				if i == 0 {
+					return broker.RetryWaitingIn("keys", 0, line(1))
+				}
+				return broker.RetryBehind("keys", uint64(i), line(1))
+			},
+		} {
+			b.Run(fmt.Sprintf("waiting=%d/%s", n, name), func(b *testing.B) {
+				for b.Loop() {
+					r := startReceivers(b)
+					k := startKeys(b, "http://"+r.addr+"/refuse")
+					before := resident(b, k.c.cmd.Process.Pid)
+					at := "@at " + time.Now().Add(time.Hour).UTC().Format(time.RFC3339Nano)
+					onLane(b, k.c, n, func(i int) *nats.Msg {
+						m := retryOf("keys", uint64(i), stamped(), "t")
+						m.Subject = subject(i)
+						if rest, waits := strings.CutPrefix(m.Subject, "gridfan.retry.waiting."); waits {
+							m.Header.Set("Nats-Schedule", at)
+							m.Header.Set("Nats-Schedule-Target", "gridfan.retry.due."+rest)
+						}
+						return m
+					})
+					k.c.end()
+					began := time.Now()
+					k.run()
+					answers(b, k.c.addresses.Public)
+					b.ReportMetric(ms(time.Since(began)), "start-ms")
+					// Of no key, and due: it comes as soon as the subscriber is served.
+					onLane(b, k.c, 1, func(int) *nats.Msg {
+						m := retryOf("keys", 1<<40, stamped(), "Wanted")
+						m.Subject = broker.RetryDue("keys")
+						return m
+					})
+					r.await(1)
+					b.ReportMetric(ms(time.Since(began)), "served-ms")
+					b.ReportMetric((resident(b, k.c.cmd.Process.Pid)-before)*(1<<20)/float64(n), "rss-B/event")
+					began = time.Now()
+					k.backlog()
+					b.ReportMetric(ms(time.Since(began)), "status-ms")
+					waitFor(b, "all but the one that was due are on the retry lane", func() bool { _, retry := k.backlog(); return retry == n })
+					k.c.kill()
+				}
+			})
+		}
+	}
+}
+
+// startKeys runs a gridfan with one subscriber that wants order by key.
+func startKeys(b *testing.B, url string) *waiting {
+	b.Helper()
+	w := &waiting{b: b}
+	dir := b.TempDir()
+	w.file = filepath.Join(dir, "gridfan.yaml")
+	config := configuration(filepath.Join(dir, "data"), "storage: { maxBytes: 32GiB }", "sources: { ce: { kind: cloudevents, push: { auth: none } } }",
+		fmt.Sprintf("subscribers:\n  keys: { subjects: [ events.> ], ordering: key, deliver: { webhook: { url: %q, format: cloudevents-binary } }%s }\n", url, anHour))
+	if err := os.WriteFile(w.file, []byte(config), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	w.run()
+	return w
+}
+
+// backlog is what the first subscriber has not got.
+func (w *waiting) backlog() (pending, retry int) {
+	w.b.Helper()
+	s, err := w.api.Status(w.b.Context())
+	if err != nil {
+		w.b.Fatal(err)
+	}
+	return s.Subscribers[0].Backlog.Pending, s.Subscribers[0].Backlog.Retry
 }
