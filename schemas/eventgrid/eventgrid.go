@@ -18,6 +18,8 @@
 //
 // The subscription's validation and deletion events are no events to fan out
 // but Controls. One bad element is a Fault and costs its neighbours nothing.
+//
+// AppendArray goes the other way, for whoever sends on in this schema.
 package eventgrid
 
 import (
