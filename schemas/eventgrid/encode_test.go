@@ -188,7 +188,7 @@ func TestValidation(t *testing.T) {
 		code:                                            false,
 		``:                                              false,
 		`{}`:                                            false,
-		`{"validationResponse":["` + code + `"]}`:       false,
+		`{"validationResponse":["` + code + `"]}`: false,
 	} {
 		if eventgrid.Confirmed([]byte(answer), code) != ok {
 			t.Errorf("%s: want %v", answer, ok)

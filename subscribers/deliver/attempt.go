@@ -217,6 +217,7 @@ func (d *delivery) note(a Attempt, took time.Duration) {
 // permit waits for the leave to make one attempt, or says that the events are to
 // be given back. The caller calls done after the attempt.
 func (w *worker) permit(ds []*delivery) (p permit, done func(), ok bool) {
+	w.limit()
 	if err := w.limiter.Wait(w.stopped); err != nil {
 		return p, nil, false
 	}
@@ -257,6 +258,23 @@ func (w *worker) permit(ds []*delivery) (p permit, done func(), ok bool) {
 		if !w.sleep(time.Millisecond) {
 			return p, nil, false
 		}
+	}
+}
+
+// limit sets how many attempts may begin: as many as the operator lets, and no more
+// than the destination has asked for.
+func (w *worker) limit() {
+	s, ok := w.sub.Sender.(Limited)
+	if !ok {
+		return
+	}
+	r := float64(w.sub.Config.Limits.Rate)
+	if asked := s.Rate(); asked > 0 && (r == 0 || asked < r) {
+		r = asked
+	}
+	if limit := limitOf(r); limit != w.limiter.Limit() {
+		w.limiter.SetBurst(burstOf(limit))
+		w.limiter.SetLimit(limit)
 	}
 }
 

@@ -185,9 +185,11 @@ func (p permit) report(a Attempt) (park bool) {
 func (b *breaker) reported(p permit, a Attempt, now time.Time) (park bool) {
 	// A refusal of the kind that a wrong key or address brings.
 	barred := a.Outcome == Rejected && (a.Fault == FaultAccess || a.Fault == FaultAddress)
+	// One that was not sent at all needs no others to prove that it is not at fault.
+	unsent := a.Outcome == Rejected && a.Fault == FaultHandshake
 	if p.round != b.round {
 		// A late answer to an attempt from before the trip changes nothing.
-		return barred && b.mode == misconfigured
+		return unsent || barred && b.mode == misconfigured
 	}
 	if p.probe {
 		b.probing = false
@@ -200,9 +202,9 @@ func (b *breaker) reported(p permit, a Attempt, now time.Time) (park bool) {
 		// It says nothing about the configuration: refused stays as it is.
 		b.failed(p, a, now)
 		return false
-	case barred:
+	case barred, unsent:
 		b.refused.add(shortReason(a))
-		if b.mode == misconfigured || b.refused.n >= maxRefusals || b.board.sees(b.subscriber, BreakerMisconfigured, b.lastOK) {
+		if unsent || b.mode == misconfigured || b.refused.n >= maxRefusals || b.board.sees(b.subscriber, BreakerMisconfigured, b.lastOK) {
 			b.barred(a, now)
 			return true
 		}

@@ -24,11 +24,12 @@ var (
 	busy      = Attempt{Outcome: Failed, Fault: FaultServer, Status: 503, Reason: "HTTP 503: come back later"}
 	timedOut  = Attempt{Outcome: Failed, Fault: FaultTimeout, Reason: "timed out after 30s"}
 	aborted   = Attempt{Outcome: Aborted, Reason: "stopped"}
+	unasked   = Attempt{Outcome: Rejected, Fault: FaultHandshake, Status: 405, Reason: "handshake refused, HTTP 405: no"}
 )
 
 // letters are attempts in the tables below.
 var letters = map[rune]Attempt{
-	'd': delivered, 'r': refused, 'x': denied, 'n': nowhere, 'f': busy, 't': timedOut, 'a': aborted,
+	'd': delivered, 'r': refused, 'x': denied, 'n': nowhere, 'f': busy, 't': timedOut, 'a': aborted, 'h': unasked,
 }
 
 func breakerConfig() Breaker {
@@ -37,6 +38,36 @@ func breakerConfig() Breaker {
 		panic(err) // panic: the test itself is wrong
 	}
 	return c.Breaker
+}
+
+// An event that was not sent for want of an agreement waits, whatever the breaker
+// has come to meanwhile.
+func TestNoAgreement(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := testBreaker(t, breakerConfig())
+		late, ok := b.allow(false)
+		if !ok {
+			t.Fatal("not allowed")
+		}
+		for range 5 {
+			b.attempt(t, busy)
+		}
+		b.wantState(t, BreakerOpen)
+		if !late.report(unasked) {
+			t.Error("a late refusal of the handshake does not park its event")
+		}
+		b.wantState(t, BreakerOpen)
+		time.Sleep(11*time.Second + time.Millisecond) // sleep: the bubble's clock
+		if !b.probeNext(t, unasked) {
+			t.Error("nor does that of a probe")
+		}
+		b.wantState(t, BreakerMisconfigured)
+		time.Sleep(misconfigEvery*11/10 + time.Second) // sleep: the bubble's clock
+		if b.probeNext(t, delivered) {
+			t.Error("a delivery parks")
+		}
+		b.wantState(t, BreakerClosed)
+	})
 }
 
 // changes are the states that onChange was told.
@@ -134,6 +165,7 @@ func TestBreakerOpens(t *testing.T) {
 		{"twenty of access", "xnxnxnxnxnxnxnxnxnxn", BreakerMisconfigured, "misconfigured 1 s, 10 × HTTP 401, 10 × HTTP 404, next probe in 5 min"},
 		{"a delivery between", "xxxxxxxxxxxxxxxxxxxdxxxxxxxxxxxxxxxxxxx", BreakerClosed, "closed"},
 		{"another refusal between", "xxxxxxxxxxxxxxxxxxxrxxxxxxxxxxxxxxxxxxx", BreakerClosed, "closed"},
+		{"without an agreement", "ddfh", BreakerMisconfigured, "misconfigured 1 s, 1 × handshake refused, HTTP 405, next probe in 5 min"},
 		// It does not say that the key is right.
 		{"a time-out between", "xxxxxxxxxxxxxxxxxxxtx", BreakerMisconfigured, "misconfigured 1 s, 20 × HTTP 401, next probe in 5 min"},
 	}

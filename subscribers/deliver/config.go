@@ -251,6 +251,10 @@ func (r *Retry) validate(bad func(key, format string, args ...any)) {
 			bad(key, "no such fault; want one of %s", joinFaults())
 			continue
 		}
+		if rule.GiveUp && f == FaultHandshake {
+			bad(key+".giveUp", "what was not sent cannot be given up for that: it waits until the subscriber agrees; give a schedule, or leave the rule out")
+			continue
+		}
 		if rule.GiveUp == (len(rule.Schedule) > 0) {
 			bad(key, "want either schedule: [ … ] or giveUp: true")
 		}

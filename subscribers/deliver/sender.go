@@ -49,11 +49,14 @@ const (
 	FaultAccess    Fault = "access"    // it does not let us in (401, 403)
 	FaultAddress   Fault = "address"   // nothing takes events there (404, 405, 410, redirects)
 	FaultRefused   Fault = "refused"   // it does not want this event (other 4xx)
+	// It has not agreed to be sent events, so this one was not sent: it cannot be
+	// the event's fault, and waits.
+	FaultHandshake Fault = "handshake"
 )
 
 // Faults are all there are.
 var Faults = []Fault{
-	FaultTimeout, FaultNetwork, FaultDNS, FaultTLS, FaultThrottled, FaultServer, FaultAccess, FaultAddress, FaultRefused,
+	FaultTimeout, FaultNetwork, FaultDNS, FaultTLS, FaultThrottled, FaultServer, FaultAccess, FaultAddress, FaultRefused, FaultHandshake,
 }
 
 // A BatchSender can hand over several events in one attempt.
@@ -61,6 +64,14 @@ type BatchSender interface {
 	Sender
 	// SendBatch is Send for several events, which all share the outcome.
 	SendBatch(ctx context.Context, events []*event.Event) Attempt
+}
+
+// Limited is a Sender whose destination may say how much it takes.
+type Limited interface {
+	Sender
+	// Rate is how many attempts a second may begin, 0 for any number. It is asked
+	// before each attempt, and may change.
+	Rate() float64
 }
 
 // Attempt is what a Sender reports.

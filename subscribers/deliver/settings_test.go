@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -126,6 +127,42 @@ func TestRate(t *testing.T) {
 	// Ten go at once, the others take ten milliseconds each.
 	if took := time.Since(begin); took < 450*time.Millisecond {
 		t.Errorf("60 events at 100/s took %s", took)
+	}
+}
+
+// limitedSender is one whose destination says how much it takes, from some attempt on.
+type limitedSender struct {
+	*fakeSender
+	rate atomic.Uint64 // a second
+}
+
+func (s *limitedSender) Rate() float64 { return float64(s.rate.Load()) }
+
+// What the destination asks for holds as soon as it is known, and never lets more
+// through than the operator does.
+func TestRateOfTheDestination(t *testing.T) {
+	for name, tt := range map[string]struct {
+		own   deliver.Rate
+		asked uint64
+	}{"asked for": {0, 100}, "own is lower": {100, 100000}} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.publish(0, 60)
+			s := &limitedSender{}
+			s.fakeSender = newSender(func(context.Context, *event.Event, int) deliver.Attempt {
+				s.rate.Store(tt.asked) // with the first answer
+				return deliver.Attempt{Outcome: deliver.Delivered, Status: 200}
+			})
+			cfg := fastConfig()
+			cfg.Limits.Rate, cfg.Limits.Concurrency = tt.own, 1
+			begin := time.Now()
+			r.start("a", cfg, s)
+			waitFor(t, "all events", func() bool { got, _ := s.count(); return got == 60 })
+			// Some ten go at once, the others take ten milliseconds each.
+			if took := time.Since(begin); took < 400*time.Millisecond {
+				t.Errorf("60 events at 100/s took %s", took)
+			}
+		})
 	}
 }
 

@@ -87,18 +87,26 @@ type Worker struct {
 	grace  time.Duration
 }
 
+// limitOf reads a rate, of which 0 means none.
+func limitOf(r float64) rate.Limit {
+	if r == 0 {
+		return rate.Inf
+	}
+	return rate.Limit(r)
+}
+
+// burstOf is how many may go at once, a tenth of a second's worth: timers are not
+// finer.
+func burstOf(limit rate.Limit) int { return max(1, int(min(float64(limit), maxRate)/10)) }
+
 // Start makes the subscriber's cursors, if they are not there yet, and begins
 // to deliver; for one that wants order, as soon as this replica has the lease.
 // ctx bounds only the start.
 func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
-	limit := rate.Inf
-	if r := sub.Config.Limits.Rate; r > 0 {
-		limit = rate.Limit(r)
-	}
+	limit := limitOf(float64(sub.Config.Limits.Rate))
 	w := &Worker{
 		sub: sub, parts: parts, log: parts.Log.With("subscriber", sub.Name), pause: newPause(),
-		// A tenth of a second's worth may go at once: timers are not finer.
-		limiter: rate.NewLimiter(limit, max(1, int(min(float64(limit), maxRate)/10))),
+		limiter: rate.NewLimiter(limit, burstOf(limit)),
 	}
 	if _, ok := sub.Sender.(BatchSender); sub.Config.Limits.Batch.Events > 0 && !ok {
 		return nil, errors.New("limits.batch: this way of delivery takes one event at a time; remove the key")

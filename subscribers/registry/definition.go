@@ -5,11 +5,13 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/schemas/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/webhook"
 )
@@ -75,6 +77,10 @@ func (d *Definition) settle() error {
 			if err := d.Deliver.Webhook.ValidateBatch(path + ".deliver.webhook"); err != nil {
 				errs = append(errs, err)
 			}
+			if most := int64(eventgrid.MaxBatch); d.Deliver.Webhook.Format == webhook.EventGrid && int64(d.Limits.Batch.Bytes) > most {
+				errs = append(errs, fmt.Errorf("%s.limits.batch.bytes: with format %s want at most %s, which is what receivers of Event Grid are ready for, got %s",
+					path, webhook.EventGrid, deliver.Size(most), d.Limits.Batch.Bytes))
+			}
 		}
 		if name := d.endpoint(); name != "" && !validName(name) {
 			errs = append(errs, fmt.Errorf("%s.deliver.webhook.endpoint: want the name of an endpoint: lower-case letters, digits and dashes", path))
@@ -84,6 +90,11 @@ func (d *Definition) settle() error {
 		}
 		if strings.Contains(d.Deliver.Webhook.URL, hidden) {
 			errs = append(errs, fmt.Errorf("%s.deliver.webhook.url: its secret part is hidden, and it is another URL than before; give the whole", path))
+		}
+		for _, name := range slices.Sorted(maps.Keys(d.Deliver.Webhook.Headers)) {
+			if strings.Contains(d.Deliver.Webhook.Headers[name], hidden) {
+				errs = append(errs, fmt.Errorf("%s.deliver.webhook.headers.%.100s: its value is hidden, and there was no such header before; give the value", path, name))
+			}
 		}
 	}
 	if d.Start == "" {
@@ -119,6 +130,12 @@ func (d *Definition) Reveal(stored Definition) {
 	}
 	if w.Path == was.Redacted().Path {
 		w.Path = was.Path
+	}
+	hiddenHeaders := was.Redacted().Headers
+	for name, value := range w.Headers {
+		if before, ok := was.Headers[name]; ok && value == hiddenHeaders[name] {
+			w.Headers[name] = before
+		}
 	}
 	if slices.Equal(w.Sign.Keys, was.Redacted().Sign.Keys) {
 		w.Sign.Keys = was.Sign.Keys

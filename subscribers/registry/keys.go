@@ -1,9 +1,8 @@
 package registry
 
 import (
+	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -16,9 +15,8 @@ import (
 // Key is a signing key that gridfan made for a subscriber. It prints without its
 // secret.
 type Key struct {
-	// ID begins the SHA-256 of the key, so that both sides can say which they mean.
-	ID      string    `json:"id"`
-	Secret  string    `json:"secret"` // as webhook.FormatKey writes it
+	ID      string    `json:"id"`     // as webhook.Key.ID
+	Secret  string    `json:"secret"` // as webhook.Key.Reveal writes it
 	Created time.Time `json:"created"`
 	// Expires is when it stops signing; zero for the one in use.
 	Expires time.Time `json:"expires,omitzero"`
@@ -26,6 +24,25 @@ type Key struct {
 
 // Format makes every verb of package fmt, and with it logs, hide the secret.
 func (k Key) Format(f fmt.State, _ rune) { fmt.Fprint(f, k.ID+" "+secret.New(k.Secret).String()) }
+
+// Public gives the public key of a pair, empty for a key that both sides have.
+func (k Key) Public() string {
+	key, err := webhook.ParseKey(k.Secret)
+	if err != nil {
+		return "" // we have made it
+	}
+	return key.Public()
+}
+
+// Shown is what the receiver needs of a key that was just made: the public one of a
+// pair, else the key.
+func (k Key) Shown() string { return cmp.Or(k.Public(), k.Secret) }
+
+// fits says whether the key is of the kind that d asks for.
+func (k Key) fits(d Definition) bool {
+	key, err := webhook.ParseKey(k.Secret)
+	return err == nil && key.Algorithm() == d.algorithm()
+}
 
 // maxKeys bounds the signatures of a request.
 const maxKeys = 5
@@ -43,16 +60,37 @@ func (d Definition) ownKeys() bool {
 	return w != nil && w.Sign.On && len(w.Sign.Keys) == 0
 }
 
+func (d Definition) algorithm() webhook.Algorithm {
+	return cmp.Or(d.Deliver.Webhook.Sign.Algorithm, webhook.HMAC)
+}
+
 // key makes e's keys fit its definition: expired ones go, and if there must be one
-// and is not, it is made.
+// and is not, it is made. One of another kind than the definition asks for signs on
+// for the overlap, as at any change of keys.
 func (e *Entry) key(now time.Time) {
 	keys := slices.DeleteFunc(slices.Clone(e.Keys), func(k Key) bool { return !e.Definition.ownKeys() || k.expired(now) })
 	if len(keys) == 0 {
 		keys = nil
 	}
 	e.Keys = keys
-	if e.Definition.ownKeys() && !slices.ContainsFunc(keys, func(k Key) bool { return k.Expires.IsZero() }) {
-		e.addKey(now)
+	if !e.Definition.ownKeys() || slices.ContainsFunc(keys, func(k Key) bool { return k.Expires.IsZero() && k.fits(e.Definition) }) {
+		return
+	}
+	e.expireAll(now.Add(e.Definition.Deliver.Webhook.Sign.Overlap.Std()))
+	if len(e.Keys) >= maxKeys {
+		// A change of definition is not refused for that: the oldest goes.
+		e.Keys = slices.Clone(e.Keys[:maxKeys-1])
+	}
+	e.addKey(now)
+}
+
+// expireAll lets the keys there are sign no longer than until end.
+func (e *Entry) expireAll(end time.Time) {
+	e.Keys = slices.Clone(e.Keys)
+	for i, k := range e.Keys {
+		if k.Expires.IsZero() || k.Expires.After(end) {
+			e.Keys[i].Expires = end.UTC()
+		}
 	}
 }
 
@@ -60,9 +98,8 @@ func (k Key) expired(now time.Time) bool { return !k.Expires.IsZero() && !k.Expi
 
 // addKey puts a new key before the others.
 func (e *Entry) addKey(now time.Time) {
-	b := webhook.NewKey()
-	sum := sha256.Sum256(b)
-	k := Key{ID: hex.EncodeToString(sum[:4]), Secret: webhook.FormatKey(b), Created: now.UTC()}
+	made := webhook.NewKey(e.Definition.algorithm())
+	k := Key{ID: made.ID(), Secret: made.Reveal(), Created: now.UTC()}
 	e.Keys, e.NewKey = slices.Insert(slices.Clone(e.Keys), 0, k), &k
 }
 
@@ -72,7 +109,7 @@ func (e Entry) signed(d Definition, now time.Time) Definition {
 		return d
 	}
 	w := *d.Deliver.Webhook
-	w.Sign.Overlap = 0
+	w.Sign.Overlap, w.Sign.Algorithm = 0, ""
 	for _, k := range e.Keys {
 		if !k.expired(now) {
 			w.Sign.Keys = append(w.Sign.Keys, k.Secret)
@@ -111,12 +148,7 @@ func (r *Registry) RotateKey(ctx context.Context, name string, overlap time.Dura
 		if lasts < 0 {
 			lasts = w.Sign.Overlap.Std()
 		}
-		e.Keys = slices.Clone(e.Keys)
-		for i, k := range e.Keys {
-			if end := now.Add(lasts).UTC(); k.Expires.IsZero() || k.Expires.After(end) {
-				e.Keys[i].Expires = end
-			}
-		}
+		e.expireAll(now.Add(lasts))
 		e.Keys = slices.DeleteFunc(e.Keys, func(k Key) bool { return k.expired(now) })
 		if len(e.Keys) >= maxKeys {
 			return fmt.Errorf("subscriber %q: %w", name, ErrTooManyKeys)

@@ -106,7 +106,7 @@ func TestKeys(t *testing.T) {
 	signsWith(e.NewKey.Secret)
 
 	// Keys of the definition, and none.
-	own := webhook.FormatKey(webhook.NewKey())
+	own := webhook.NewKey(webhook.HMAC).Reveal()
 	d.Deliver.Webhook.Sign = webhook.Signing{On: true, Keys: []string{own}}
 	if e, _, err = r.Replace(ctx, d, 0); err != nil || len(e.Keys) != 0 || e.NewKey != nil {
 		t.Errorf("%v, %v", e.Keys, err)
@@ -133,9 +133,34 @@ func TestKeys(t *testing.T) {
 		t.Errorf("%v, %v", e.NewKey, err)
 	}
 
+	// From one kind to the other both sign for the overlap, and back.
+	shared := e.NewKey.Secret
+	d.Deliver.Webhook.Sign = webhook.Signing{On: true, Algorithm: webhook.Ed25519}
+	if e, _, err = r.Replace(ctx, d, 0); err != nil || e.NewKey == nil {
+		t.Fatalf("%v, %v", e.NewKey, err)
+	}
+	pair := *e.NewKey
+	if lasts := time.Until(e.Keys[1].Expires); len(e.Keys) != 2 || lasts < 23*time.Hour || lasts > 25*time.Hour {
+		t.Errorf("keys %v", e.Keys)
+	}
+	if !strings.HasPrefix(pair.Secret, "whsk_") || !strings.HasPrefix(pair.Public(), "whpk_") || pair.Shown() != pair.Public() || e.Keys[1].Shown() != shared {
+		t.Errorf("a pair shows %s", pair.Shown())
+	}
+	signsWith(pair.Secret, shared)
+	if e, err = r.RotateKey(ctx, "one", time.Hour); err != nil || !strings.HasPrefix(e.NewKey.Secret, "whsk_") {
+		t.Fatalf("%v, %v", e.NewKey, err)
+	}
+	signsWith(e.NewKey.Secret, pair.Secret, shared)
+	for i := range 5 {
+		d.Deliver.Webhook.Sign.Algorithm = []webhook.Algorithm{webhook.HMAC, webhook.Ed25519}[i%2]
+		if e, _, err = r.Replace(ctx, d, 0); err != nil || e.NewKey == nil || len(e.Keys) > 5 || !e.Keys[0].Expires.IsZero() || e.Keys[1].Expires.IsZero() {
+			t.Fatalf("%v, %v, %v", e.NewKey, e.Keys, err)
+		}
+	}
+
 	stop()
 	for _, text := range []string{log.String(), fmt.Sprintf("%v %+v %s", first, e.Keys, e.NewKey), fmt.Sprintf("%+v", e)} {
-		if strings.Contains(text, "whsec_") {
+		if strings.Contains(text, "whsec_") || strings.Contains(text, "whsk_") {
 			t.Errorf("a key shows: %s", text)
 		}
 	}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -526,5 +528,32 @@ func TestCursorDeletedByOthers(t *testing.T) {
 func TestRedacted(t *testing.T) {
 	if got := definition("one", "events.>").Redacted().Deliver.Webhook.URL; got == "" || got == definition("one").Deliver.Webhook.URL {
 		t.Errorf("the URL shows as %q", got)
+	}
+}
+
+// Headers of a definition that was read can be sent back as they were shown, and
+// those that are hidden are not taken for a value.
+func TestHeadersAreRevealed(t *testing.T) {
+	stored := definition("one", "events.>")
+	stored.Deliver.Webhook.Headers = map[string]string{"X-Key": "canary", "X-Type": "{{type}}"}
+	shown := stored.Redacted()
+	if shown.Deliver.Webhook.Headers["X-Key"] != "<redacted>" || shown.Deliver.Webhook.Headers["X-Type"] != "{{type}}" {
+		t.Errorf("shown as %v", shown.Deliver.Webhook.Headers)
+	}
+	shown.Deliver.Webhook.Headers["X-New"] = "1"
+	shown.Deliver.Webhook.Headers["X-Other"] = "<redacted>"
+	shown.Reveal(stored)
+	want := map[string]string{"X-Key": "canary", "X-Type": "{{type}}", "X-New": "1", "X-Other": "<redacted>"}
+	if got := shown.Deliver.Webhook.Headers; !maps.Equal(got, want) {
+		t.Errorf("revealed as %v", got)
+	}
+	if err := shown.Validate(); err == nil || !strings.Contains(err.Error(), "subscribers.one.deliver.webhook.headers.X-Other: its value is hidden") {
+		t.Errorf("got %v", err)
+	}
+	grid := definition("grid", "events.>")
+	grid.Deliver.Webhook.Format = "eventgrid"
+	grid.Limits.Batch.Events, grid.Limits.Batch.Bytes = 10, 2<<20
+	if err := grid.Validate(); err == nil || !strings.Contains(err.Error(), "subscribers.grid.limits.batch.bytes: with format eventgrid want at most 1MiB") {
+		t.Errorf("got %v", err)
 	}
 }

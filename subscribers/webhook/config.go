@@ -20,18 +20,14 @@ type Config struct {
 	Path     string `json:"path,omitempty"`
 	// Format is how an event is written. Default Structured.
 	Format Format `json:"format"`
+	// Headers are added to every request: a text each, in which {{name}} stands
+	// for an attribute of the event. Values may be secret.
+	Headers map[string]string `json:"headers,omitempty"`
+	// Handshake says whether the endpoint is asked before it is sent anything.
+	Handshake Handshake `json:"handshake,omitzero"`
 	// Sign says whether requests are signed. Its keys are secret.
 	Sign Signing `json:"sign,omitzero"`
 }
-
-// Format is the form in which an event goes out.
-type Format string
-
-// The formats: CloudEvents 1.0 over HTTP in its two content modes.
-const (
-	Structured Format = "cloudevents"        // one JSON object
-	Binary     Format = "cloudevents-binary" // attributes in ce- headers, data as body
-)
 
 // Validate sets defaults and reports every problem, each beginning with the
 // path of its key below path.
@@ -51,26 +47,19 @@ func (c *Config) Validate(path string) error {
 	case u.Fragment != "":
 		errs = append(errs, fmt.Errorf("%s.url: a #fragment is never sent; leave it out", path))
 	}
-	switch c.Format {
-	case "":
-		c.Format = Structured
-	case Structured, Binary:
-	default:
-		errs = append(errs, fmt.Errorf("%s.format: want %s or %s, got %q", path, Structured, Binary, c.Format))
+	if err := c.Format.settle(path + ".format"); err != nil {
+		errs = append(errs, err)
+	}
+	if _, err := parseHeaders(c.Headers, path+".headers"); err != nil {
+		errs = append(errs, err)
+	}
+	if err := c.Handshake.validate(path + ".handshake"); err != nil {
+		errs = append(errs, err)
 	}
 	if err := c.Sign.validate(path + ".sign"); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
-}
-
-// ValidateBatch reports, by the path of its key below path, what keeps several
-// events from going out in one request. c is valid.
-func (c Config) ValidateBatch(path string) error {
-	if c.Format == Binary {
-		return fmt.Errorf("%s.format: %s has room for one event in a request; want %s beside limits.batch, or no batch", path, Binary, Structured)
-	}
-	return nil
 }
 
 func (c *Config) validateEndpoint(path string) error {
@@ -104,9 +93,11 @@ func (c Config) At(endpoint string) (Config, error) {
 	return c, nil
 }
 
-// Redacted returns c with the secret parts of its URL and its keys hidden.
+// Redacted returns c with the secret parts of its URL, of its headers and its keys
+// hidden.
 func (c Config) Redacted() Config {
 	c.Sign = c.Sign.redacted()
+	c.Headers = redactHeaders(c.Headers)
 	if c.URL != "" {
 		c.URL = secret.URL(c.URL)
 	}

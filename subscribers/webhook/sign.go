@@ -1,17 +1,15 @@
 package webhook
 
 import (
+	"crypto/ed25519"
 	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"hash"
 	"net/http"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -20,75 +18,39 @@ import (
 
 // Requests are signed as Standard Webhooks 1.0.0 says
 // (github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md;
-// 2026-11): HMAC-SHA256 over "id.timestamp.body", under each valid key.
-
-const keyPrefix = "whsec_"
-
-// How many bytes a key has, by the specification, and how many ours have: as
-// many as the hash, since more add nothing.
-const (
-	minKey = 24
-	maxKey = 64
-	newKey = 32
-)
-
-// NewKey makes a random key.
-func NewKey() []byte {
-	key := make([]byte, newKey)
-	_, _ = rand.Read(key) // never fails (Go 1.24)
-	return key
-}
-
-// FormatKey writes a key as people exchange it: "whsec_" and base64.
-func FormatKey(key []byte) string { return keyPrefix + base64.StdEncoding.EncodeToString(key) }
-
-// ParseKey reads what FormatKey writes, with or without blanks around it. Its
-// error does not show the key.
-func ParseKey(s string) ([]byte, error) {
-	text, ok := strings.CutPrefix(strings.TrimSpace(s), keyPrefix)
-	if !ok {
-		return nil, fmt.Errorf("not a signing key: it does not begin with %s", keyPrefix)
-	}
-	key, err := base64.StdEncoding.DecodeString(text)
-	if err != nil {
-		return nil, fmt.Errorf("not a signing key: what follows %s is not base64", keyPrefix)
-	}
-	return key, checkKey(key)
-}
-
-func checkKey(key []byte) error {
-	if n := len(key); n < minKey || n > maxKey {
-		return fmt.Errorf("a signing key has %d to %d bytes before base64, got %d", minKey, maxKey, n)
-	}
-	return nil
-}
+// 2026-11): over "id.timestamp.body", with each valid key, HMAC-SHA256 (v1) or
+// ed25519 (v1a) as the key is.
 
 // signer signs requests. It is safe for concurrent use.
 type signer struct {
-	keys [][]byte
+	keys []Key
 	pool sync.Pool // of *signing
 }
 
 // signing is what one signature needs: hashes that have digested their keys
 // already, and room for text.
 type signing struct {
-	macs []hash.Hash
+	macs []hash.Hash // nil for a key that is no secret of both sides
 	text []byte
 }
 
-func newSigner(keys [][]byte) (*signer, error) {
+func newSigner(keys []Key) (*signer, error) {
 	if len(keys) == 0 {
 		return nil, nil
 	}
 	var errs []error
 	for _, key := range keys {
-		errs = append(errs, checkKey(key))
+		errs = append(errs, key.check())
 	}
 	s := &signer{keys: keys}
 	s.pool.New = func() any {
 		g := &signing{}
 		for _, key := range s.keys {
-			g.macs = append(g.macs, hmac.New(sha256.New, key))
+			if key.private == nil {
+				g.macs = append(g.macs, hmac.New(sha256.New, key.shared))
+			} else {
+				g.macs = append(g.macs, nil)
+			}
 		}
 		return g
 	}
@@ -104,14 +66,22 @@ func (s *signer) sign(h http.Header, id string, body []byte, now time.Time) {
 	values := []string{id, string(t[stamp:]), ""}
 	t = append(t, '.')
 	signed := len(t)
+	var whole []byte // what is signed, for those who want it in one piece
 	for i, mac := range g.macs {
+		if i > 0 {
+			t = append(t, ' ')
+		}
+		if mac == nil {
+			if whole == nil {
+				whole = append(append(make([]byte, 0, signed+len(body)), t[:signed]...), body...)
+			}
+			t = base64.StdEncoding.AppendEncode(append(t, "v1a,"...), ed25519.Sign(s.keys[i].private, whole))
+			continue
+		}
 		mac.Reset()
 		mac.Write(t[:signed])
 		mac.Write(body)
 		var sum [sha256.Size]byte
-		if i > 0 {
-			t = append(t, ' ')
-		}
 		t = base64.StdEncoding.AppendEncode(append(t, "v1,"...), mac.Sum(sum[:0]))
 	}
 	values[2] = string(t[signed:])
@@ -143,7 +113,6 @@ func webhookID(id string) string {
 	case n == 0:
 		return id
 	}
-	const hexDigits = "0123456789ABCDEF"
 	b := make([]byte, 0, len(id)+n)
 	for i := range len(id) {
 		if c := id[i]; encoded(c) {
@@ -154,6 +123,8 @@ func webhookID(id string) string {
 	}
 	return string(b)
 }
+
+const hexDigits = "0123456789ABCDEF"
 
 func encoded(c byte) bool { return c <= ' ' || c >= 0x7f || c == '"' || c == '%' || c == '.' }
 

@@ -31,7 +31,6 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/base64"
-	"encoding/hex"
 	"html"
 	"io"
 	"maps"
@@ -95,7 +94,13 @@ type Options struct {
 	// Keys sign every request, each with a signature of its own, so that a
 	// receiver can go over from one to the next at any time between. The newest
 	// comes first. None means unsigned.
-	Keys [][]byte
+	Keys []Key
+	// Subscriber is the name of who gets the events, for those formats that tell
+	// it. Empty leaves it out.
+	Subscriber string
+	// Rate is how many requests a second to ask leave for in a handshake. 0 asks
+	// for none.
+	Rate float64
 }
 
 // Sender posts events to one endpoint. It is safe for concurrent use.
@@ -110,9 +115,22 @@ type Sender struct {
 	batch   http.Header
 	signer  *signer // nil without keys
 	secrets *strings.Replacer
+
+	// own are the headers of the configuration that depend on the event, for
+	// which there are ownRoom bytes; ownSize is what all of the configuration's
+	// may take.
+	own              []ownHeader
+	ownSize, ownRoom int
+
+	agreement    *agreement // nil without a handshake
+	topic        string     // where what we say ourselves in the Event Grid schema is from
+	subscription string     // the subscriber's name as Event Grid would write it
 }
 
-var _ deliver.BatchSender = (*Sender)(nil)
+var (
+	_ deliver.BatchSender = (*Sender)(nil)
+	_ deliver.Limited     = (*Sender)(nil)
+)
 
 // New makes a Sender for a valid cfg; it opens no connection yet. The caller
 // closes it.
@@ -128,11 +146,18 @@ func New(cfg Config, opts Options) (*Sender, error) {
 	if err != nil {
 		return nil, err
 	}
+	headers, err := parseHeaders(cfg.Headers, "webhook.headers")
+	if err != nil {
+		return nil, err // Validate has parsed them
+	}
 	s := &Sender{
 		format:  cfg.Format,
 		header:  http.Header{"Content-Type": {mediaStructured}, "User-Agent": {"gridfan"}},
 		signer:  signer,
-		secrets: hide(u, opts.Keys),
+		secrets: hide(u, opts.Keys, secretsOf(headers)),
+
+		agreement: newAgreement(cfg, opts),
+		topic:     strings.TrimSuffix("/gridfan/"+opts.Subscriber, "/"), subscription: strings.ToUpper(opts.Subscriber),
 	}
 	if opts.Version != "" {
 		s.header.Set("User-Agent", "gridfan/"+opts.Version)
@@ -141,6 +166,11 @@ func New(cfg Config, opts Options) (*Sender, error) {
 		// As a header it cannot come back in an error that quotes the URL.
 		s.header.Set("Authorization", basicAuth(u.User))
 		u.User = nil
+	}
+	s.setHeaders(headers)
+	if s.agreement != nil && s.format != EventGrid {
+		// Who has agreed is told by each delivery whose it is (§4.1.2).
+		s.header[headerRequestOrigin] = []string{s.agreement.origin}
 	}
 	s.batch = s.header.Clone()
 	s.batch.Set("Content-Type", mediaBatch)
@@ -169,17 +199,15 @@ func New(cfg Config, opts Options) (*Sender, error) {
 
 // Send posts e once; see deliver.Sender.
 func (s *Sender) Send(ctx context.Context, e *event.Event) deliver.Attempt {
-	header, body := s.header, e.Data
-	own, ok := s.binaryHeader(e)
-	if ok {
-		header = own
-	} else {
-		body = e.JSON()
+	if a, ok := s.agreed(ctx); !ok {
+		return a
 	}
+	header, own, body := s.one(e)
+	if !own && (s.signer != nil || s.own != nil) {
+		header = s.withRoom(header)
+	}
+	s.addOwn(header, e)
 	if s.signer != nil {
-		if !ok {
-			header = withRoom(header)
-		}
 		s.signer.sign(header, webhookID(e.ID), body, time.Now())
 	}
 	return s.post(ctx, header, body)
@@ -189,31 +217,17 @@ func (s *Sender) Send(ctx context.Context, e *event.Event) deliver.Attempt {
 // deliver.BatchSender. It does so whatever the format is, see
 // Config.ValidateBatch.
 func (s *Sender) SendBatch(ctx context.Context, events []*event.Event) deliver.Attempt {
-	size := 2
-	for _, e := range events {
-		size += 512 + e.HeaderSize() + len(e.Data)
+	if a, ok := s.agreed(ctx); !ok {
+		return a
 	}
-	body := append(make([]byte, 0, size), '[')
-	for i, e := range events {
-		if i > 0 {
-			body = append(body, ',')
-		}
-		body = e.AppendJSON(body)
-	}
-	body = append(body, ']')
-	header := s.batch
+	header, own, body := s.array(events)
 	if s.signer != nil {
-		header = withRoom(header)
+		if !own {
+			header = s.withRoom(header)
+		}
 		s.signer.sign(header, batchID(events), body, time.Now())
 	}
 	return s.post(ctx, header, body)
-}
-
-// withRoom copies a header that a signature is added to.
-func withRoom(h http.Header) http.Header {
-	own := make(http.Header, len(h)+3)
-	maps.Copy(own, h)
-	return own
 }
 
 func (s *Sender) post(ctx context.Context, header http.Header, body []byte) deliver.Attempt {
@@ -246,41 +260,6 @@ func (s *Sender) newRequest(ctx context.Context, header http.Header, body []byte
 	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
 	req.Body, _ = req.GetBody()
 	return req
-}
-
-// binaryHeader gives e's headers in binary mode, or false when e must go in
-// structured mode.
-func (s *Sender) binaryHeader(e *event.Event) (http.Header, bool) {
-	if s.format != Binary || e.HeaderSize() > maxHeader {
-		return nil, false
-	}
-	contentType := e.DataContentType
-	switch {
-	case isCloudEvents(contentType) && !e.DataJSON:
-		return nil, false
-	case isCloudEvents(contentType), contentType == "" && e.DataJSON && e.Data != nil:
-		// Some publishers say application/cloudevents+json of their data
-		// (@azure/eventgrid-namespaces 1.0.0; 2026-11). As the Content-Type of
-		// a request that means structured mode, and the receiver would look
-		// for attributes in the data.
-		contentType = "application/json"
-	}
-	h := make(http.Header, len(s.header)+8+len(e.Extensions)+3) // and a signature
-	maps.Copy(h, s.header)
-	h.Del("Content-Type")
-	e.Header(h)
-	// e.Header sets it in lower case; one request must not have it twice.
-	delete(h, "content-type")
-	if contentType != "" {
-		h["Content-Type"] = []string{contentType}
-	}
-	return h, true
-}
-
-func isCloudEvents(contentType string) bool {
-	const prefix = "application/cloudevents"
-	s := strings.TrimSpace(contentType)
-	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
 }
 
 // readReply reads the rest of an answer, within limits, so that the connection
@@ -393,7 +372,7 @@ func basicAuth(user *url.Userinfo) string {
 // plain or encoded, for the answers that quote their request. So it does with
 // keys, which are in no request, but in the hands of whoever answers. Nil means
 // that there are none.
-func hide(u *url.URL, keys [][]byte) *strings.Replacer {
+func hide(u *url.URL, keys []Key, more []string) *strings.Replacer {
 	found := map[string]bool{}
 	add := func(s string) {
 		// Something shorter is no secret, and would tear holes into every text.
@@ -423,9 +402,12 @@ func hide(u *url.URL, keys [][]byte) *strings.Replacer {
 		add(strings.TrimPrefix(basicAuth(u.User), "Basic "))
 	}
 	for _, key := range keys {
-		add(strings.TrimPrefix(FormatKey(key), keyPrefix))
-		add(hex.EncodeToString(key))
-		add(string(key))
+		for _, form := range key.secrets() {
+			add(form)
+		}
+	}
+	for _, text := range more {
+		add(text)
 	}
 	if len(found) == 0 {
 		return nil

@@ -47,7 +47,7 @@ func withCanaries(t *testing.T, raw string) string {
 	return u.String()
 }
 
-func newSender(t *testing.T, format Format, rawURL string, keys ...[]byte) *Sender {
+func newSender(t *testing.T, format Format, rawURL string, keys ...Key) *Sender {
 	t.Helper()
 	s, err := New(Config{URL: rawURL, Format: format}, Options{Concurrency: 32, Version: "1.2.3", Keys: keys})
 	if err != nil {
@@ -61,15 +61,31 @@ func TestSender(t *testing.T) {
 		canaryKey, url.QueryEscape(canaryKey), canaryUser, canaryPassword, url.PathEscape(canaryPassword),
 		base64.StdEncoding.EncodeToString([]byte(canaryUser + ":" + canaryPassword)),
 	}
-	keys := []string{FormatKey(oldKey), FormatKey(newerKey), FormatKey(newerKey)[len(keyPrefix):]}
-	for _, proto := range []string{"http", "http2", "signed"} {
-		for _, format := range []Format{Structured, Binary} {
+	keys := []string{oldKey.Reveal(), newerKey.Reveal(), newerKey.Reveal()[len(sharedPrefix):]}
+	for _, proto := range []string{"http", "http2", "signed", "handshake"} {
+		formats := Formats
+		switch proto {
+		case "http2", "signed":
+			formats = []Format{Structured, Binary}
+		case "handshake":
+			formats = []Format{Structured, EventGrid}
+		}
+		for _, format := range formats {
 			h := sendertest.Harness{
-				Secrets: secrets,
+				Secrets: secrets, Arrays: format == EventGrid,
 				New: func(t *testing.T, respond sendertest.Respond) deliver.Sender {
 					handler := sendertest.Handler(t, event.Decode, respond)
-					if proto == "signed" {
+					switch format {
+					case EventGrid:
+						handler = readingGrid(t, handler)
+					case Original:
+						handler = sendertest.Handler(t, decodeOriginal, respond)
+					}
+					switch proto {
+					case "signed":
 						handler = verifying(t, handler, oldKey)
+					case "handshake":
+						handler = agreeing(handler)
 					}
 					srv := httptest.NewUnstartedServer(handler)
 					quiet(srv)
@@ -81,6 +97,13 @@ func TestSender(t *testing.T) {
 					case "signed":
 						srv.Start()
 						return newSender(t, format, withCanaries(t, srv.URL), newerKey, oldKey)
+					case "handshake":
+						srv.Start()
+						s, err := New(Config{URL: withCanaries(t, srv.URL), Format: format, Handshake: Handshake{On: true}}, Options{Concurrency: 32})
+						if err != nil {
+							t.Fatal(err)
+						}
+						return s
 					}
 					srv.EnableHTTP2 = true
 					srv.StartTLS()
@@ -89,8 +112,13 @@ func TestSender(t *testing.T) {
 					return s
 				},
 			}
-			if format == Binary {
+			switch format {
+			case Binary:
 				h.Arrives = throughHeaders
+			case EventGrid:
+				h.Arrives = throughGrid
+			case Original:
+				h.Arrives = asOriginal
 			}
 			if proto == "signed" {
 				h.Secrets = slices.Concat(secrets, keys)
@@ -230,7 +258,7 @@ func TestReasons(t *testing.T) {
 		{"redirect to nonsense", 307, "http://%zz", "", deliver.FaultAddress, "HTTP 307: redirects are not followed (its Location is no URL)"},
 		{"echo", 404, "", "Cannot POST /hook?code=" + url.QueryEscape(canaryKey) + "&v=1 for " + canaryUser, deliver.FaultAddress,
 			"HTTP 404: Cannot POST /hook?<redacted> for <redacted>"},
-		{"echo of a signing key", 400, "", "bad signature with key " + FormatKey(newerKey), deliver.FaultRefused, "HTTP 400: bad signature with key whsec_<redacted>"},
+		{"echo of a signing key", 400, "", "bad signature with key " + newerKey.Reveal(), deliver.FaultRefused, "HTTP 400: bad signature with key whsec_<redacted>"},
 		{"echo of the value", 404, "", `{"code":"` + canaryKey + `"}`, deliver.FaultAddress, `HTTP 404: {"code":"<redacted>"}`},
 		{"echo across the cut", 404, "", strings.Repeat("-", 505) + canaryKey, deliver.FaultAddress,
 			"HTTP 404: " + strings.Repeat("-", 505) + "<redact"},
@@ -519,7 +547,7 @@ func BenchmarkSend(b *testing.B) {
 		batch[i] = e
 	}
 	for _, format := range []Format{Structured, Binary, "batch of 100"} {
-		for name, keys := range map[string][][]byte{"unsigned": nil, "signed": {newerKey}, "signed twice": {newerKey, oldKey}} {
+		for name, keys := range map[string][]Key{"unsigned": nil, "signed": {newerKey}, "signed twice": {newerKey, oldKey}} {
 			b.Run(string(format)+"/"+name, func(b *testing.B) {
 				cfg, isBatch := Config{URL: srv.URL, Format: format}, format == "batch of 100"
 				if isBatch {

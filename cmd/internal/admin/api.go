@@ -67,8 +67,11 @@ type Subscriber struct {
 	Created    time.Time           `json:"created"`
 	// Keys are those that gridfan made and signs with, the newest first.
 	Keys []SigningKey `json:"keys,omitempty"`
-	// SigningKey is one that was just made. It is shown this once.
+	// SigningKey is what the receiver needs of one that was just made. A key that
+	// both sides have is shown this once; of a pair it is the public one.
 	SigningKey string `json:"signingKey,omitempty"`
+	// PublicKeys are those of its definition's own keys that are pairs.
+	PublicKeys []string `json:"publicKeys,omitempty"`
 	// Note says what is to know of one that was just added; empty otherwise.
 	Note string `json:"note,omitempty"`
 	// Epochs say which events it wanted when, the oldest first.
@@ -105,8 +108,11 @@ type Replica struct {
 
 // SigningKey is a signing key without its secret.
 type SigningKey struct {
-	ID      string    `json:"id"`
-	Created time.Time `json:"created"`
+	ID string `json:"id"`
+	// PublicKey is what the receiver verifies with; empty for a key that both
+	// sides have.
+	PublicKey string    `json:"publicKey,omitempty"`
+	Created   time.Time `json:"created"`
 	// Expires is when it stops signing; zero for the one in use.
 	Expires time.Time `json:"expires,omitzero"`
 }

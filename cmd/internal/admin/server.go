@@ -228,7 +228,10 @@ func (s *server) view(e registry.State) Subscriber {
 		Backlog: e.Backlog, Held: e.Held, Replicas: []Replica{},
 	}
 	for _, k := range e.Keys {
-		v.Keys = append(v.Keys, SigningKey{k.ID, k.Created, k.Expires})
+		v.Keys = append(v.Keys, SigningKey{k.ID, k.Public(), k.Created, k.Expires})
+	}
+	if w := e.Definition.Deliver.Webhook; w != nil {
+		v.PublicKeys = w.Sign.PublicKeys()
 	}
 	switch {
 	case e.Orphaned:
@@ -266,7 +269,7 @@ func (s *server) one(w http.ResponseWriter, r *http.Request, e registry.Entry) (
 	v := s.view(st)
 	v.Note = e.Note
 	if e.NewKey != nil {
-		v.SigningKey = e.NewKey.Secret
+		v.SigningKey = e.NewKey.Shown()
 	}
 	return v, err
 }

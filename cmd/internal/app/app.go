@@ -343,7 +343,9 @@ func (a *App) newSender(d registry.Definition) (deliver.Sender, error) {
 	if err != nil {
 		return nil, err
 	}
-	return webhook.New(*d.Deliver.Webhook, webhook.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version, Keys: keys})
+	return webhook.New(*d.Deliver.Webhook, webhook.Options{
+		Concurrency: d.Limits.Concurrency, Version: a.opts.Version, Keys: keys, Subscriber: d.Name, Rate: float64(d.Limits.Rate),
+	})
 }
 
 // compile makes a filter of what an operator wrote.

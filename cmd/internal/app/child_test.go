@@ -137,8 +137,7 @@ func answers(t testing.TB, addr string) time.Time {
 // receiversChild serves subscribers in a process of their own. POST /ok takes an
 // event whose id begins with the time it was sent, POST /take takes one and does
 // not count it, POST /refuse refuses it unless it is of type Wanted, which counts as
-// for /ok, POST /hang never answers,
-// and GET /await answers with figures when n events have come since it last did.
+// for /ok, POST /array takes an array of them, POST /hang never answers, and GET /await answers with figures when n events have come since it last did.
 func receiversChild() int {
 	var mu sync.Mutex // guards took
 	var took []time.Duration
@@ -155,6 +154,19 @@ func receiversChild() int {
 		w.WriteHeader(http.StatusNoContent)
 	}
 	mux.HandleFunc("POST /ok/{name}", take)
+	// Receivers of arrays take them apart, as far as needed to count.
+	mux.HandleFunc("POST /array/{name}", func(w http.ResponseWriter, r *http.Request) {
+		var events []json.RawMessage
+		if err := json.NewDecoder(r.Body).Decode(&events); err != nil {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		mu.Lock()
+		took = append(took, make([]time.Duration, len(events))...)
+		mu.Unlock()
+		more.Broadcast()
+		w.WriteHeader(http.StatusNoContent)
+	})
 	trouble := newTroubles(func() {
 		mu.Lock()
 		took = append(took, 0)

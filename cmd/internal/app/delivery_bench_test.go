@@ -105,3 +105,55 @@ func BenchmarkDelivery(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkArrayDelivery compares what is delivered in a second as arrays with what
+// is delivered one by one, of events that were accepted before, in turns and to the
+// same receiver, which takes the arrays apart.
+func BenchmarkArrayDelivery(b *testing.B) {
+	const rounds, posts = 6, 50
+	for b.Loop() {
+		r := startReceivers(b)
+		entry := func(name, path, format, more string) string {
+			return fmt.Sprintf("  %s: { subjects: [ \"events.>\" ], deliver: { webhook: { url: \"http://%s/%s/%s\", format: %s } }, limits: { concurrency: 32, timeout: 5s%s } }\n",
+				name, r.addr, path, name, format, more)
+		}
+		const batch100 = ", batch: { events: 100 }"
+		names := []string{"one", "batch", "grid"}
+		g := start(b, sources, "subscribers:\n"+entry("one", "ok", "cloudevents", "")+entry("batch", "array", "cloudevents", batch100)+entry("grid", "array", "eventgrid", batch100))
+		pause := func(name string, on bool) {
+			if _, err := g.admin.SetPaused(b.Context(), name, on); err != nil {
+				b.Fatal(err)
+			}
+		}
+		rates, ratios := map[string][]float64{}, map[string][]float64{}
+		for round := range rounds + 1 {
+			for _, name := range names {
+				pause(name, true)
+			}
+			for range posts {
+				mustPost(b, g.app.PublicAddr(), "eg", batch(100))
+			}
+			rate := map[string]float64{}
+			for _, name := range names {
+				begin := time.Now()
+				pause(name, false)
+				n := r.await(posts * 100).N
+				rate[name] = float64(n) / time.Since(begin).Seconds()
+				runtime.GC()
+			}
+			if round == 0 {
+				continue // warm up
+			}
+			for _, name := range names {
+				rates[name] = append(rates[name], rate[name])
+				ratios[name] = append(ratios[name], rate[name]/rate["one"])
+			}
+		}
+		b.ReportMetric(median(rates["one"]), "delivered-one-by-one/s")
+		for _, name := range names[1:] {
+			b.ReportMetric(median(rates[name]), "delivered-"+name+"/s")
+			b.ReportMetric(median(ratios[name]), "ratio-"+name)
+		}
+		g.stop()
+	}
+}

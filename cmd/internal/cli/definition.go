@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -36,17 +37,34 @@ var settings = []setting{
 		hook(d).Path = v
 		return nil
 	}},
-	{"format", []string{"deliver.webhook.format"}, "cloudevents (one JSON object) or cloudevents-binary (attributes as headers)", func(d *registry.Definition, v string) error {
+	{"format", []string{"deliver.webhook.format"}, formatUsage, func(d *registry.Definition, v string) error {
 		hook(d).Format = webhook.Format(v)
 		return nil
 	}},
-	{"sign", []string{"deliver.webhook.sign"}, "sign posts (Standard Webhooks) with a key that is made and shown once; =false stops it", func(d *registry.Definition, v string) error {
+	{"handshake", []string{"deliver.webhook.handshake"}, "ask the endpoint whether it wants these events before it is sent any; a DNS name says who asks; =false stops it", func(d *registry.Definition, v string) error {
 		on, err := strconv.ParseBool(v)
-		if err != nil {
-			return fmt.Errorf("want true or false, got %q", v)
+		hook(d).Handshake = webhook.Handshake{On: on}
+		if err != nil && v != "" {
+			hook(d).Handshake = webhook.Handshake{On: true, Origin: v}
 		}
-		if on != hook(d).Sign.On {
-			hook(d).Sign = webhook.Signing{On: on}
+		return nil
+	}},
+	{"sign", []string{"deliver.webhook.sign"}, "sign posts (Standard Webhooks) with a key that is made and shown once, or with =ed25519 a pair whose public key is shown; =false stops it", func(d *registry.Definition, v string) error {
+		on, algorithm := true, webhook.Algorithm("")
+		switch a := webhook.Algorithm(v); a {
+		case webhook.HMAC, webhook.Ed25519:
+			algorithm = a
+		default:
+			var err error
+			if on, err = strconv.ParseBool(v); err != nil {
+				return fmt.Errorf("want true, false, %s or %s, got %q", webhook.HMAC, webhook.Ed25519, v)
+			}
+		}
+		switch s := &hook(d).Sign; {
+		case on != s.On:
+			*s = webhook.Signing{On: on, Algorithm: algorithm}
+		case algorithm != "":
+			*s = webhook.Signing{On: true, Algorithm: algorithm, Overlap: s.Overlap}
 		}
 		return nil
 	}},
@@ -111,6 +129,32 @@ var settings = []setting{
 	}},
 }
 
+// formatUsage is that of --format, wherever it is.
+const formatUsage = "cloudevents (one JSON object), cloudevents-binary (attributes as headers), eventgrid (Event Grid schema) or original (the data alone)"
+
+// headerFlag reads headers as curl takes them. A lone empty one means none.
+func headerFlag(d *registry.Definition, lines []string) error {
+	hook(d).Headers = nil
+	for _, line := range lines {
+		if line == "" && len(lines) == 1 {
+			return nil
+		}
+		name, value, ok := strings.Cut(line, ":")
+		if !ok {
+			// It may be a secret: it is not repeated.
+			return errors.New(`want "Name: value"`)
+		}
+		if _, twice := hook(d).Headers[name]; twice {
+			return fmt.Errorf("%.100q is there twice", name)
+		}
+		if hook(d).Headers == nil {
+			hook(d).Headers = map[string]string{}
+		}
+		hook(d).Headers[name] = strings.TrimSpace(value)
+	}
+	return nil
+}
+
 // limit reads none as the default of a limit, which is that there is none.
 func limit(v string) string {
 	if v == "none" {
@@ -150,17 +194,25 @@ func span(v string, to *deliver.Duration) error {
 // definitionFlags adds the settings to a command. apply puts those that were
 // given into a definition, and says which of its keys they are.
 func definitionFlags(c *cobra.Command) (apply func(*registry.Definition) (keys []string, err error)) {
-	var subjects []string
+	var subjects, headers []string
 	c.Flags().StringArrayVar(&subjects, "subject", nil, "subject pattern; may be given several times")
+	c.Flags().StringArrayVar(&headers, "header", nil, `header of every post, as in "X-Company: {{legalentity}}"; may be given several times; replaces those there were`)
 	for _, s := range settings {
 		c.Flags().String(s.flag, "", s.usage)
 	}
 	c.Flags().Lookup("sign").NoOptDefVal = "true"
+	c.Flags().Lookup("handshake").NoOptDefVal = "true"
 	c.MarkFlagsMutuallyExclusive("url", "endpoint")
 	c.MarkFlagsMutuallyExclusive("url", "path")
 	return func(d *registry.Definition) (keys []string, err error) {
 		if c.Flags().Changed("subject") {
 			d.Subjects, keys = subjects, append(keys, "subjects")
+		}
+		if c.Flags().Changed("header") {
+			if err := headerFlag(d, headers); err != nil {
+				return keys, fmt.Errorf("--header: %w", err)
+			}
+			keys = append(keys, "deliver.webhook.headers")
 		}
 		for _, s := range settings {
 			if !c.Flags().Changed(s.flag) {

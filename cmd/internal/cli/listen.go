@@ -70,7 +70,7 @@ For a certificate of your own authority set SSL_CERT_FILE.`,
 	c.Flags().StringVar(&o.Filter, "filter", "", "CEL expression over the event, as that of a subscriber")
 	c.Flags().StringVar(&o.From, "from", "now", "where to begin: now, beginning, a time ago (1h), a time, or the number of an event")
 	c.Flags().StringVar(&o.forward, "forward", "", "http or https URL to post every event to")
-	c.Flags().StringVar(&o.format, "format", string(webhook.Structured), "cloudevents (one JSON object) or cloudevents-binary (attributes as headers)")
+	c.Flags().StringVar(&o.format, "format", string(webhook.Structured), formatUsage)
 	c.Flags().IntVar(&o.concurrency, "concurrency", 1, "posts at once; more than 1 gives up the order")
 	c.Flags().StringVar(&o.timeout, "timeout", "30s", "deadline of one post")
 	c.Flags().IntVar(&o.count, "count", 0, "end after so many events, with 1 unless all were taken (default: go on)")

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
 func newRotateKey(env Env) *cobra.Command {
@@ -56,7 +58,11 @@ any time in between. A key that has leaked ends at once with --overlap 0s.`,
 
 // writeKey shows a key that was just made.
 func writeKey(out io.Writer, s *admin.Subscriber) {
-	if s.SigningKey != "" {
+	switch {
+	case s.SigningKey == "":
+	case slices.ContainsFunc(s.Keys, func(k admin.SigningKey) bool { return k.PublicKey == s.SigningKey }):
+		fmt.Fprintf(out, "Public key of %s, by which its receiver verifies (docs/delivery.md says how):\n  %s\n", s.Definition.Name, s.SigningKey)
+	default:
 		fmt.Fprintf(out, "Signing key of %s, which is shown only now (docs/delivery.md says how to verify):\n  %s\n", s.Definition.Name, s.SigningKey)
 	}
 }
@@ -73,6 +79,9 @@ func signing(s admin.Subscriber, now time.Time) string {
 	words := []string{}
 	for _, k := range s.Keys {
 		word := "key " + k.ID
+		if k.PublicKey != "" {
+			word = string(webhook.Ed25519) + " " + word
+		}
 		if !k.Expires.IsZero() {
 			word += ", for another " + deliver.Roughly(k.Expires.Sub(now))
 		}

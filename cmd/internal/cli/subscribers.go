@@ -3,6 +3,8 @@ package cli
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -380,7 +382,21 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 	if h := d.Deliver.Webhook; h != nil {
 		row("url", "%s", where(d))
 		row("format", "%s", h.Format)
+		for _, name := range slices.Sorted(maps.Keys(h.Headers)) {
+			row("header", "%s: %s", name, h.Headers[name])
+		}
+		if h.Handshake.On {
+			row("handshake", "%s", "before the first event")
+		}
 		row("signed", "%s", signing(s, now))
+		for _, k := range s.Keys {
+			if k.PublicKey != "" {
+				row("public key", "%s", k.PublicKey)
+			}
+		}
+		for _, k := range s.PublicKeys {
+			row("public key", "%s", k)
+		}
 	}
 	row("doing", "%s", doing(s, now))
 	if ordered := d.Ordering != "" && d.Ordering != deliver.Unordered; ordered && s.Serving != nil {

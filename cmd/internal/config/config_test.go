@@ -226,6 +226,18 @@ subscribers:
   signed:
     subjects: events.>
     deliver: { webhook: { url: http://localhost/, sign: { keys: [ "${env:SIGN}" ] } } }
+  grid:
+    subjects: events.>
+    deliver:
+      webhook:
+        url: http://localhost/
+        format: eventgrid
+        headers: { X-Company: "{{legalentity}}", x-key: "${env:CODE}" }
+        handshake: { origin: events.example.com }
+        sign: { algorithm: ed25519 }
+  original:
+    subjects: events.>
+    deliver: { webhook: { url: http://localhost/, format: original, handshake: true, sign: ed25519 } }
 endpoints: { wms: { url: "https://${env:HOST}/in?code=${env:CODE}" } }
 `
 
@@ -343,9 +355,25 @@ func TestParse(t *testing.T) {
 				Deliver: registry.Deliver{Webhook: &webhook.Config{URL: "http://localhost/", Format: webhook.Structured}},
 				Start:   registry.Now, Config: defaults,
 			}, {
+				Name: "grid", Subjects: []string{"events.>"},
+				Deliver: registry.Deliver{Webhook: &webhook.Config{
+					URL: "http://localhost/", Format: webhook.EventGrid,
+					Headers:   map[string]string{"X-Company": "{{legalentity}}", "x-key": "canary-code-in-url"},
+					Handshake: webhook.Handshake{On: true, Origin: "events.example.com"},
+					Sign:      webhook.Signing{On: true, Algorithm: webhook.Ed25519, Overlap: deliver.Duration(24 * time.Hour)},
+				}},
+				Start: registry.Now, Config: defaults,
+			}, {
 				Name: "orders", Subjects: []string{"events.>"},
 				Deliver: registry.Deliver{Webhook: &webhook.Config{Endpoint: "wms", Path: "/orders", Format: webhook.Structured, Sign: webhook.Signing{On: true, Overlap: deliver.Duration(12 * time.Hour)}}},
 				Start:   registry.Now, Config: defaults,
+			}, {
+				Name: "original", Subjects: []string{"events.>"},
+				Deliver: registry.Deliver{Webhook: &webhook.Config{
+					URL: "http://localhost/", Format: webhook.Original, Handshake: webhook.Handshake{On: true},
+					Sign: webhook.Signing{On: true, Algorithm: webhook.Ed25519, Overlap: deliver.Duration(24 * time.Hour)},
+				}},
+				Start: registry.Now, Config: defaults,
 			}, {
 				Name: "signed", Subjects: []string{"events.>"},
 				Deliver: registry.Deliver{Webhook: &webhook.Config{
@@ -529,6 +557,8 @@ func TestNoLeak(t *testing.T) {
 		"subscribers:\n s:\n  deliver: { webhook: { url: %s } }\n  limits: { timeout: '${env:X}', concurrency: '${env:X}' }\n  start: '${env:X}'\n",
 		"endpoints:\n s:\n  url: %s\n", "subscribers:\n s:\n  deliver: { webhook: { endpoint: '${env:X}', path: '${env:X}' } }\n",
 		"subscribers:\n s:\n  deliver:\n   webhook:\n    sign: %s\n", "subscribers:\n s:\n  deliver:\n   webhook:\n    sign: { keys: [ %s ] }\n",
+		"subscribers:\n s:\n  deliver:\n   webhook:\n    headers: { X-Key: %s }\n", "subscribers:\n s:\n  deliver:\n   webhook:\n    headers:\n     X-Key: 'x{{${env:X}'\n     Host: '${env:X}'\n     x-key: %s\n",
+		"subscribers:\n s:\n  deliver:\n   webhook:\n    headers: [ %s ]\n",
 	}
 	for _, value := range []string{canary, "1" + canary, canary + "\n" + canary, "https://" + canary + "\x7f/", canary + `"` + canary} {
 		for _, shape := range shapes {

@@ -204,11 +204,13 @@ func (d *decoder) subscriber(f *field) registry.Definition {
 	}
 	if w := v.get("deliver", "webhook"); w != nil {
 		s.Deliver.Webhook = &webhook.Config{
-			URL:      d.text(w.get("url")),
-			Endpoint: d.text(w.get("endpoint")),
-			Path:     d.text(w.get("path")),
-			Sign:     d.signing(w.get("sign")),
-			Format:   webhook.Format(d.choice(w.get("format"))),
+			URL:       d.text(w.get("url")),
+			Endpoint:  d.text(w.get("endpoint")),
+			Path:      d.text(w.get("path")),
+			Headers:   d.headers(w.get("headers")),
+			Handshake: d.handshake(w.get("handshake")),
+			Sign:      d.signing(w.get("sign")),
+			Format:    webhook.Format(d.choice(w.get("format"))),
 		}
 	}
 	s.Config = d.delivery(v)

@@ -73,16 +73,49 @@ func (d *decoder) signing(v *value) webhook.Signing {
 		return webhook.Signing{}
 	case v.kind == boolean:
 		return webhook.Signing{On: d.boolean(v)}
+	case v.kind == text && (v.text == string(webhook.Ed25519) || v.text == string(webhook.HMAC)):
+		return webhook.Signing{On: true, Algorithm: webhook.Algorithm(v.text)}
 	case v.kind != mapping:
 		// It may be a key: it is not repeated.
-		d.problem(v.at, v.path, `want true, or { keys: [ "${env:NAME}" ] }`)
+		d.problem(v.at, v.path, `want true, ed25519, or { keys: [ "${env:NAME}" ] }`)
 		return webhook.Signing{}
 	}
-	s := webhook.Signing{On: true, Overlap: d.duration(v.get("overlap"))}
+	s := webhook.Signing{On: true, Algorithm: webhook.Algorithm(d.text(v.get("algorithm"))), Overlap: d.duration(v.get("overlap"))}
 	for _, key := range d.secrets(v.get("keys")) {
 		s.Keys = append(s.Keys, key.Reveal())
 	}
 	return s
+}
+
+// handshake reads true, false, or a mapping, which means true.
+func (d *decoder) handshake(v *value) webhook.Handshake {
+	switch {
+	case v == nil:
+		return webhook.Handshake{}
+	case v.kind == mapping:
+		return webhook.Handshake{On: true, Origin: d.text(v.get("origin"))}
+	}
+	return webhook.Handshake{On: d.boolean(v)}
+}
+
+// headers reads own headers. Validate knows what may stand in them.
+func (d *decoder) headers(v *value) map[string]string {
+	switch {
+	case v == nil:
+		return nil
+	case v.kind != mapping:
+		d.problem(v.at, v.path, `want a mapping, as in { X-Company: "{{legalentity}}" }, got %s`, v.kind)
+		return nil
+	}
+	headers := map[string]string{}
+	for _, f := range v.fields {
+		if f.value.kind == null {
+			d.problem(f.at, f.value.path, "empty; give a value or leave the header out")
+			continue
+		}
+		headers[f.name] = d.text(f.value)
+	}
+	return headers
 }
 
 // start reads where a new subscriber begins. A sequence needs no quotes.

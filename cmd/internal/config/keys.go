@@ -82,7 +82,11 @@ var accepted = []string{
 	"subscribers.<name>.deliver.webhook.endpoint",
 	"subscribers.<name>.deliver.webhook.path",
 	"subscribers.<name>.deliver.webhook.format",
+	"subscribers.<name>.deliver.webhook.headers.<name>",
+	"subscribers.<name>.deliver.webhook.handshake",
+	"subscribers.<name>.deliver.webhook.handshake.origin",
 	"subscribers.<name>.deliver.webhook.sign",
+	"subscribers.<name>.deliver.webhook.sign.algorithm",
 	"subscribers.<name>.deliver.webhook.sign.keys",
 	"subscribers.<name>.deliver.webhook.sign.overlap",
 	"subscribers.<name>.drain",
@@ -129,7 +133,6 @@ var later = map[string]string{
 	"subscribers.<name>.deliver.sse":          "delivery as server-sent events is not part of this version yet; use webhook",
 	"subscribers.<name>.deliver.webhook.auth": "authentication towards subscribers is not part of this version yet; a key in the query of the URL is possible",
 
-	"subscribers.<name>.deliver.webhook.headers":   "own headers are not part of this version yet; remove the key",
 	"subscribers.<name>.deliver.webhook.tls":       "client certificates and own authorities are not part of this version yet; remove the key",
 	"subscribers.<name>.deliver.webhook.transform": "transforms (jq) are not part of this version yet; remove the key",
 
