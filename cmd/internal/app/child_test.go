@@ -137,7 +137,8 @@ func answers(t testing.TB, addr string) time.Time {
 // receiversChild serves subscribers in a process of their own. POST /ok takes an
 // event whose id begins with the time it was sent, POST /take takes one and does
 // not count it, POST /refuse refuses it unless it is of type Wanted, which counts as
-// for /ok, POST /array takes an array of them, POST /hang never answers, and GET /await answers with figures when n events have come since it last did.
+// for /ok, POST /array takes an array of them, POST /hang never answers,
+// and GET /await answers with figures when n events have come since it last did.
 func receiversChild() int {
 	var mu sync.Mutex // guards took
 	var took []time.Duration
