@@ -52,11 +52,14 @@ const (
 	// It has not agreed to be sent events, so this one was not sent: it cannot be
 	// the event's fault, and waits.
 	FaultHandshake Fault = "handshake"
+	// FaultCredentials: we have nothing to show it, or nothing that it takes any
+	// longer. It has not seen the event, or will take it with the next token.
+	FaultCredentials Fault = "credentials"
 )
 
 // Faults are all there are.
 var Faults = []Fault{
-	FaultTimeout, FaultNetwork, FaultDNS, FaultTLS, FaultThrottled, FaultServer, FaultAccess, FaultAddress, FaultRefused, FaultHandshake,
+	FaultTimeout, FaultNetwork, FaultDNS, FaultTLS, FaultThrottled, FaultServer, FaultAccess, FaultAddress, FaultRefused, FaultHandshake, FaultCredentials,
 }
 
 // A BatchSender can hand over several events in one attempt.
@@ -74,6 +77,13 @@ type Limited interface {
 	Rate() float64
 }
 
+// A Renewer is a Sender that puts off what has failed, apart from the attempts it is
+// asked for.
+type Renewer interface {
+	// RetryNow makes the next Send try that again without waiting any longer.
+	RetryNow()
+}
+
 // Attempt is what a Sender reports.
 type Attempt struct {
 	Outcome Outcome
@@ -84,6 +94,7 @@ type Attempt struct {
 	// Reason says what went wrong, in words for an operator: no secrets, no
 	// payload, at most 512 bytes of the subscriber's answer.
 	Reason string
-	// RetryAfter is how long the subscriber asked us to wait; 0 if it did not.
+	// RetryAfter is how long the subscriber, or who issues credentials for it,
+	// asked us to wait; 0 if nobody did.
 	RetryAfter time.Duration
 }

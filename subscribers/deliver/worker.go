@@ -223,8 +223,14 @@ func (w *Worker) Serving() bool {
 	return serving
 }
 
-// RetryNow lets a subscriber whose breaker is open be tried at once.
-func (w *Worker) RetryNow() { w.breaker.retryNow() }
+// RetryNow lets a subscriber whose breaker is open be tried at once, with whatever
+// its Sender has put off.
+func (w *Worker) RetryNow() {
+	if r, ok := w.sub.Sender.(Renewer); ok {
+		r.RetryNow()
+	}
+	w.breaker.retryNow()
+}
 
 func (w *Worker) breakerChanged(s BreakerStatus) {
 	w.metrics.breaker.Set(map[bool]float64{false: 1}[s.Flowing()])

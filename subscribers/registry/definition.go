@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -137,9 +138,19 @@ func (d *Definition) Reveal(stored Definition) {
 			w.Headers[name] = before
 		}
 	}
+	w.Auth.Reveal(was.Auth, w.Endpoint != was.Endpoint || host(w.URL) != host(was.URL))
 	if slices.Equal(w.Sign.Keys, was.Redacted().Sign.Keys) {
 		w.Sign.Keys = was.Sign.Keys
 	}
+}
+
+// host is the part of a URL that says who gets what is posted to it.
+func host(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return raw
+	}
+	return u.Scheme + "://" + u.Host
 }
 
 // hidden is how a secret is shown; no URL can have it.

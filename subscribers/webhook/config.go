@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 )
 
 // Config is where and how events are posted.
@@ -27,6 +28,10 @@ type Config struct {
 	Handshake Handshake `json:"handshake,omitzero"`
 	// Sign says whether requests are signed. Its keys are secret.
 	Sign Signing `json:"sign,omitzero"`
+	// Auth is how the endpoint knows us, nil for not. Its secrets are secret.
+	Auth *credentials.Auth `json:"auth,omitempty"`
+	// TLS is how its certificate is verified and what it is shown, nil for as usual.
+	TLS *credentials.TLS `json:"tls,omitempty"`
 }
 
 // Validate sets defaults and reports every problem, each beginning with the
@@ -57,6 +62,9 @@ func (c *Config) Validate(path string) error {
 		errs = append(errs, err)
 	}
 	if err := c.Sign.validate(path + ".sign"); err != nil {
+		errs = append(errs, err)
+	}
+	if err := c.validateAuth(path, u); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
@@ -98,6 +106,7 @@ func (c Config) At(endpoint string) (Config, error) {
 func (c Config) Redacted() Config {
 	c.Sign = c.Sign.redacted()
 	c.Headers = redactHeaders(c.Headers)
+	c.Auth = c.Auth.Redacted()
 	if c.URL != "" {
 		c.URL = secret.URL(c.URL)
 	}

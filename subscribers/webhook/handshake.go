@@ -214,6 +214,12 @@ func (s *Sender) askGrid(ctx context.Context) deliver.Attempt {
 	if s.signer != nil {
 		s.signer.sign(h, webhookID(e.ID), body, time.Now())
 	}
+	if s.access.tokens != nil {
+		// A refusal does not use the token up: the first delivery tells.
+		if _, _, err := s.token(ctx, h, true); err != nil {
+			return s.noAnswer(ctx, err, 0)
+		}
+	}
 	resp, answer, a := s.exchange(ctx, http.MethodPost, h, body)
 	switch {
 	case resp == nil:
@@ -236,7 +242,7 @@ func (s *Sender) exchange(ctx context.Context, method string, header http.Header
 	defer cancel()
 	req := s.newRequest(reqCtx, header, body)
 	req.Method = method
-	resp, err := s.transport.RoundTrip(req)
+	resp, err := s.access.via.RoundTrip(req)
 	if err != nil {
 		a = s.noAnswer(ctx, err, time.Since(start))
 		a.Reason = "handshake: " + a.Reason

@@ -12,6 +12,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
 
@@ -19,6 +20,9 @@ import (
 // in every case: a wrong certificate or name is somebody's to repair, and the
 // event waits until then.
 func (s *Sender) noAnswer(ctx context.Context, err error, took time.Duration) deliver.Attempt {
+	if e, ok := errors.AsType[*credentials.Error](err); ok {
+		return withoutCredentials(ctx, e)
+	}
 	switch ctx.Err() {
 	case context.Canceled:
 		return deliver.Attempt{Outcome: deliver.Aborted, Reason: "stopped before there was an answer"}
@@ -67,6 +71,9 @@ func (s *Sender) classify(err error) (deliver.Fault, string) {
 		return deliver.FaultNetwork, "network unreachable"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), strings.Contains(text, "server closed idle connection"):
 		return deliver.FaultNetwork, "connection closed without an answer"
+	case isOp && op.Op == "remote error":
+		_, alert, _ := strings.Cut(text, "tls: ")
+		return deliver.FaultTLS, s.refusedTLS(s.printable(alert, 256))
 	case isRecord && string(record.RecordHeader[:]) == "HTTP/":
 		return deliver.FaultTLS, "TLS: the subscriber speaks plain HTTP"
 	case strings.Contains(text, "://"):

@@ -14,8 +14,8 @@
 //     second at most and changes nothing.
 //   - Without a status the attempt failed, or was aborted when the caller
 //     stopped it.
-//   - No Reason shows the query or the user and password of the URL or a signing
-//     key, even if the subscriber's answer quotes them.
+//   - No Reason shows the query or the user and password of the URL, a signing
+//     key or a credential, even if the subscriber's answer quotes them.
 //
 // Attributes and data arrive exactly as they are in the event. Binary mode has
 // two exceptions, both in the package's favour of being understood: attributes
@@ -33,6 +33,7 @@ import (
 	"encoding/base64"
 	"html"
 	"io"
+	"log/slog"
 	"maps"
 	"math"
 	"net"
@@ -44,6 +45,7 @@ import (
 	"time"
 
 	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
 
@@ -101,6 +103,11 @@ type Options struct {
 	// Rate is how many requests a second to ask leave for in a handshake. 0 asks
 	// for none.
 	Rate float64
+	// TokenTransport reaches token servers; see credentials.Options. Nil means by
+	// any way.
+	TokenTransport *http.Transport
+	// Log gets what happens to tokens and certificates. Nil means nothing.
+	Log *slog.Logger
 }
 
 // Sender posts events to one endpoint. It is safe for concurrent use.
@@ -115,6 +122,7 @@ type Sender struct {
 	batch   http.Header
 	signer  *signer // nil without keys
 	secrets *strings.Replacer
+	access  access
 
 	// own are the headers of the configuration that depend on the event, for
 	// which there are ownRoom bytes; ownSize is what all of the configuration's
@@ -151,14 +159,14 @@ func New(cfg Config, opts Options) (*Sender, error) {
 		return nil, err // Validate has parsed them
 	}
 	s := &Sender{
-		format:  cfg.Format,
-		header:  http.Header{"Content-Type": {mediaStructured}, "User-Agent": {"gridfan"}},
-		signer:  signer,
-		secrets: hide(u, opts.Keys, secretsOf(headers)),
+		format: cfg.Format,
+		header: http.Header{"Content-Type": {mediaStructured}, "User-Agent": {"gridfan"}},
+		signer: signer,
 
 		agreement: newAgreement(cfg, opts),
 		topic:     strings.TrimSuffix("/gridfan/"+opts.Subscriber, "/"), subscription: strings.ToUpper(opts.Subscriber),
 	}
+	s.secrets = hide(u, opts.Keys, append(secretsOf(headers), s.authorize(cfg, opts, u)...))
 	if opts.Version != "" {
 		s.header.Set("User-Agent", "gridfan/"+opts.Version)
 	}
@@ -194,6 +202,7 @@ func New(cfg Config, opts Options) (*Sender, error) {
 		// goes on taking them until the kernel gives up after 15 minutes.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
 	}
+	s.connect(cfg, opts)
 	return s, nil
 }
 
@@ -204,13 +213,13 @@ func (s *Sender) Send(ctx context.Context, e *event.Event) deliver.Attempt {
 	}
 	header, own, body := s.one(e)
 	if !own && (s.signer != nil || s.own != nil) {
-		header = s.withRoom(header)
+		header, own = s.withRoom(header), true
 	}
 	s.addOwn(header, e)
 	if s.signer != nil {
 		s.signer.sign(header, webhookID(e.ID), body, time.Now())
 	}
-	return s.post(ctx, header, body)
+	return s.post(ctx, header, own, body)
 }
 
 // SendBatch posts events once, in the order given, as a JSON array; see
@@ -223,29 +232,44 @@ func (s *Sender) SendBatch(ctx context.Context, events []*event.Event) deliver.A
 	header, own, body := s.array(events)
 	if s.signer != nil {
 		if !own {
-			header = s.withRoom(header)
+			header, own = s.withRoom(header), true
 		}
 		s.signer.sign(header, batchID(events), body, time.Now())
 	}
-	return s.post(ctx, header, body)
+	return s.post(ctx, header, own, body)
 }
 
-func (s *Sender) post(ctx context.Context, header http.Header, body []byte) deliver.Attempt {
+// post makes the request; own says that header is this request's and not shared.
+func (s *Sender) post(ctx context.Context, header http.Header, own bool, body []byte) deliver.Attempt {
 	start := time.Now()
+	var token *credentials.Token
+	if s.access.tokens != nil {
+		var err error
+		if header, token, err = s.token(ctx, header, own); err != nil {
+			return s.noAnswer(ctx, err, time.Since(start))
+		}
+	}
 	reqCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// The transport itself and not an http.Client, because that follows
 	// redirects, and answers one it cannot parse with an error in place of its
 	// status.
-	resp, err := s.transport.RoundTrip(s.newRequest(reqCtx, header, body))
+	resp, err := s.access.via.RoundTrip(s.newRequest(reqCtx, header, body))
 	if err != nil {
 		return s.noAnswer(ctx, err, time.Since(start))
 	}
-	return s.judge(resp, readReply(resp, cancel))
+	reply := readReply(resp, cancel)
+	if token != nil {
+		return s.learn(token, s.judge(resp, token.Hide(reply)))
+	}
+	return s.judge(resp, reply)
 }
 
 // Close gives up idle connections; see deliver.Sender.
-func (s *Sender) Close() { s.transport.CloseIdleConnections() }
+func (s *Sender) Close() {
+	s.transport.CloseIdleConnections()
+	s.closeAccess()
+}
 
 func (s *Sender) newRequest(ctx context.Context, header http.Header, body []byte) *http.Request {
 	req := s.request.WithContext(ctx)
@@ -370,8 +394,8 @@ func basicAuth(user *url.Userinfo) string {
 
 // hide finds the secrets of u and returns what strikes them out of a text,
 // plain or encoded, for the answers that quote their request. So it does with
-// keys, which are in no request, but in the hands of whoever answers. Nil means
-// that there are none.
+// keys, which are in no request, but in the hands of whoever answers, and with more.
+// Nil means that there are none.
 func hide(u *url.URL, keys []Key, more []string) *strings.Replacer {
 	found := map[string]bool{}
 	add := func(s string) {
@@ -406,8 +430,9 @@ func hide(u *url.URL, keys []Key, more []string) *strings.Replacer {
 			add(form)
 		}
 	}
-	for _, text := range more {
-		add(text)
+	for _, s := range more {
+		add(s)
+		add(base64.StdEncoding.EncodeToString([]byte(s)))
 	}
 	if len(found) == 0 {
 		return nil

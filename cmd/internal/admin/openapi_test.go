@@ -18,6 +18,7 @@ import (
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
 	"github.com/gridfan/gridfan/subscribers/books"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
@@ -83,6 +84,14 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 		"Definition":          registry.Definition{},
 		"Deliver":             registry.Deliver{},
 		"Webhook":             webhook.Config{},
+		"Auth":                credentials.Auth{},
+		"OAuth2":              credentials.OAuth2{},
+		"ManagedIdentity":     credentials.ManagedIdentity{},
+		"WorkloadIdentity":    credentials.WorkloadIdentity{},
+		"APIKey":              credentials.APIKey{},
+		"Basic":               credentials.Basic{},
+		"Bearer":              credentials.Bearer{},
+		"ClientTLS":           credentials.TLS{},
 		"Limits":              deliver.Limits{},
 		"Batch":               deliver.Batch{},
 		"BacklogLimits":       deliver.Backlog{},

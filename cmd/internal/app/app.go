@@ -345,6 +345,7 @@ func (a *App) newSender(d registry.Definition) (deliver.Sender, error) {
 	}
 	return webhook.New(*d.Deliver.Webhook, webhook.Options{
 		Concurrency: d.Limits.Concurrency, Version: a.opts.Version, Keys: keys, Subscriber: d.Name, Rate: float64(d.Limits.Rate),
+		Log: a.log.With("subscriber", d.Name),
 	})
 }
 

@@ -194,9 +194,11 @@ func span(v string, to *deliver.Duration) error {
 // definitionFlags adds the settings to a command. apply puts those that were
 // given into a definition, and says which of its keys they are.
 func definitionFlags(c *cobra.Command) (apply func(*registry.Definition) (keys []string, err error)) {
-	var subjects, headers []string
+	var subjects, headers, auth, tls []string
 	c.Flags().StringArrayVar(&subjects, "subject", nil, "subject pattern; may be given several times")
 	c.Flags().StringArrayVar(&headers, "header", nil, `header of every post, as in "X-Company: {{legalentity}}"; may be given several times; replaces those there were`)
+	c.Flags().StringArrayVar(&auth, "auth", nil, authUsage)
+	c.Flags().StringArrayVar(&tls, "tls", nil, tlsUsage)
 	for _, s := range settings {
 		c.Flags().String(s.flag, "", s.usage)
 	}
@@ -226,6 +228,20 @@ func definitionFlags(c *cobra.Command) (apply func(*registry.Definition) (keys [
 				return keys, fmt.Errorf("--%s: %w", s.flag, err)
 			}
 			keys = append(keys, s.keys...)
+		}
+		for _, f := range []struct {
+			name  string
+			given []string
+			set   func(*registry.Definition, []string) ([]string, error)
+		}{{"auth", auth, setAuth}, {"tls", tls, setTLS}} {
+			if !c.Flags().Changed(f.name) {
+				continue
+			}
+			changed, err := f.set(d, f.given)
+			if err != nil {
+				return keys, fmt.Errorf("--%s: %w", f.name, err)
+			}
+			keys = append(keys, changed...)
 		}
 		return keys, nil
 	}

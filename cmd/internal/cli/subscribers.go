@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 )
@@ -36,7 +37,8 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
   gridfan subscribe finance --subject 'events.fno.>' --filter 'event.data.?InvoiceAmount.orValue(0) > 1000' --transform '{invoice: .InvoiceId}' --url https://fin.example.com/
   gridfan subscribe audit --subject 'events.>' --url http://127.0.0.1:9000/ --format cloudevents-binary --start beginning
   gridfan subscribe late --subject 'events.>' --url http://127.0.0.1:9000/ --start 2026-11-01T00:00:00Z
-  gridfan subscribe orders --subject 'events.fno.>' --endpoint wms --path /orders`,
+  gridfan subscribe orders --subject 'events.fno.>' --endpoint wms --path /orders
+  gridfan subscribe erp --subject 'events.fno.>' --url https://erp.example.com/in --auth oauth2.tokenURL=https://login.example.com/token --auth oauth2.clientID=gridfan --auth oauth2.clientSecret=@/run/secrets/erp`,
 		Args: exactly("NAME"),
 	}
 	client := adminFlags(c, env)
@@ -173,7 +175,8 @@ func newProbe(env Env) *cobra.Command {
 	c := &cobra.Command{
 		Use: "probe NAME", Short: "Try a subscriber at once whose breaker is open",
 		Long: `probe does not wait for the next probe of a subscriber that is down or refuses
-everything: one event is sent now. If it is taken, the others follow by themselves.`,
+everything: one event is sent now. If it is taken, the others follow by themselves.
+A token for it that could not be had, or that it has not accepted, is asked for anew.`,
 		Example: "  gridfan subscribers probe warehouse",
 		Args:    exactly("NAME"),
 	}
@@ -397,6 +400,12 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 		for _, k := range s.PublicKeys {
 			row("public key", "%s", k)
 		}
+		if h.Auth != nil {
+			row("auth", "%s", shownAuth(h))
+		}
+		if h.TLS != nil {
+			row("tls", "%s", shownTLS(h.TLS))
+		}
 	}
 	row("doing", "%s", doing(s, now))
 	if ordered := d.Ordering != "" && d.Ordering != deliver.Unordered; ordered && s.Serving != nil {
@@ -499,6 +508,8 @@ func nextStep(s admin.Subscriber) string {
 		return "The replica that serves it knows why; ask that one:  gridfan subscribers show " + name + " --admin URL"
 	case down && s.Breaker.State == deliver.BreakerMisconfigured:
 		return "Its endpoint refuses everything; events wait and go out by themselves once it does not.\nLook at the URL and the key: " + s.Breaker.LastError
+	case down && strings.HasPrefix(s.Breaker.LastError, credentials.NoToken):
+		return "gridfan has no token to show it: " + s.Breaker.LastError + "\nIts events wait and go out by themselves once there is one. To try at once:  gridfan subscribers probe " + name
 	case down:
 		return "Its endpoint does not take events; they wait and go out by themselves once it does.\nNothing is needed here: look at the endpoint."
 	case s.Backlog.DeadLetters > 0:

@@ -22,10 +22,12 @@ func newUpdate(env Env) *cobra.Command {
 is delivered in the new way. New subjects hold for the events that come from now
 on; those that came before go by the old ones.
 
---subject replaces all subjects. An empty value takes a setting's default again.`,
+--subject replaces all subjects. --auth changes what it says and keeps the rest, or
+replaces all if it is of another kind. An empty value takes a setting's default again.`,
 		Example: `  gridfan subscribers update warehouse --rate 200/s --concurrency 4
   gridfan subscribers update warehouse --subject 'events.fno.*.usmf.>' --subject 'events.dataverse.>'
-  gridfan subscribers update warehouse --rate none`,
+  gridfan subscribers update warehouse --rate none
+  gridfan subscribers update erp --auth oauth2.clientSecret=@/run/secrets/erp-next`,
 		Args: exactly("NAME"),
 	}
 	client := adminFlags(c, env)
@@ -98,6 +100,7 @@ func change(cmd *cobra.Command, client *admin.Client, name string, apply func(*r
 func copyOf(d registry.Definition) registry.Definition {
 	if d.Deliver.Webhook != nil {
 		w := *d.Deliver.Webhook
+		w.Auth = w.Auth.Clone()
 		d.Deliver.Webhook = &w
 	}
 	return d

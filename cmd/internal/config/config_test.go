@@ -459,7 +459,7 @@ func TestTables(t *testing.T) {
 			walk(f.value)
 		}
 	}
-	for _, yaml := range []string{everything, external} {
+	for _, yaml := range []string{everything, external, credentialed} {
 		walk((&decoder{lookup: fake}).parse([]byte(yaml)))
 	}
 	for _, key := range accepted {
@@ -706,6 +706,7 @@ func TestDocs(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(everything))
 	f.Add([]byte(external))
+	f.Add([]byte(credentialed))
 	if text, err := os.ReadFile(root + "examples/gridfan.yaml"); err == nil {
 		f.Add(text)
 	}

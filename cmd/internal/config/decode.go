@@ -210,6 +210,8 @@ func (d *decoder) subscriber(f *field) registry.Definition {
 			Headers:   d.headers(w.get("headers")),
 			Handshake: d.handshake(w.get("handshake")),
 			Sign:      d.signing(w.get("sign")),
+			Auth:      d.credential(w.get("auth")),
+			TLS:       d.clientTLS(w.get("tls")),
 			Format:    webhook.Format(d.choice(w.get("format"))),
 		}
 	}

@@ -100,8 +100,17 @@ var table = []row{
 	},
 	{
 		from: []string{"./subscribers/..."}, exceptFrom: []string{"./subscribers/registry", "./subscribers/retention", "./subscribers/deadletters", "./subscribers/books", "./subscribers/trace"},
-		to: []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver"},
-		why: "a Sender is one way out: it knows deliver and no other Sender; only registry knows them all",
+		to: []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/credentials"},
+		why: "a Sender is one way out: it knows deliver, and credentials to show, and no other Sender; only registry knows them all",
+	},
+	{
+		from: []string{"./subscribers/credentials"}, to: []string{"./subscribers/...", "./infra/broker/..."}, tests: true,
+		why: "credentials show who gridfan is, whatever is sent with them",
+	},
+	{
+		from: []string{"./..."}, exceptFrom: []string{"./subscribers/credentials"},
+		to: []string{"github.com/Azure/azure-sdk-for-go/sdk/azidentity", "golang.org/x/oauth2/...", "github.com/golang-jwt/jwt/..."}, tests: true,
+		why: "tokens to show are got in one place, where they are cached, bounded and kept out of logs",
 	},
 	{
 		from: []string{"./subscribers/deliver"}, to: []string{"./subscribers/..."}, tests: true,

@@ -1,0 +1,263 @@
+package credentials
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"html"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+const (
+	// maxAnswer is how long a token server's answer may be. Entra's tokens, with
+	// their groups left out beyond 200, stay below 10 KiB.
+	maxAnswer = 64 << 10
+
+	// maxToken is the longest token that is used: more does not fit into the
+	// request head that servers take (8 to 64 KiB).
+	maxToken = 16 << 10
+
+	// maxWords is how much of a token server's words may stand in a reason.
+	maxWords = 256
+)
+
+// exchange carries one token request and the round trips that belong to it, and
+// remembers what a reason needs. Libraries put whole answers into their errors, so
+// none of their words is used.
+type exchange struct {
+	base http.RoundTripper
+	hide *strings.Replacer // nil: nothing to hide
+
+	host    string // that was asked last
+	status  int    // of the last answer; 0: none
+	words   string // of an answer that is none, fit for a reason
+	wait    time.Duration
+	tooLong bool
+	err     error // of the last round trip
+}
+
+var errTooLong = errors.New("the answer is too long")
+
+// client follows no redirect: a token request carries a secret, which is for the
+// host that the configuration names.
+func (x *exchange) client() *http.Client {
+	return &http.Client{
+		Transport:     x,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// RoundTrip bounds the answer. One exchange makes one at a time.
+func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
+	x.host, x.status, x.words, x.wait, x.err = req.URL.Host, 0, "", 0, nil
+	resp, err := x.base.RoundTrip(req)
+	if err != nil {
+		x.err = err
+		return nil, err
+	}
+	defer resp.Body.Close()
+	x.status = resp.StatusCode
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		x.err = err
+	case len(body) > maxAnswer:
+		x.tooLong, err = true, errTooLong
+	}
+	if err != nil {
+		return nil, err
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	if resp.StatusCode < 200 || resp.StatusCode > 299 || bytes.Contains(body, []byte(`"error"`)) {
+		x.words = x.printable(serverWords(body))
+		x.wait = retryAfter(resp.Header.Get("Retry-After"), time.Now())
+	}
+	return resp, nil
+}
+
+// serverWords finds what a refusal says: RFC 6749 §5.2, and the like of Azure.
+func serverWords(body []byte) string {
+	var r struct {
+		Error       json.RawMessage `json:"error"`
+		Description string          `json:"error_description"`
+		Message     string          `json:"message"`
+	}
+	if json.Unmarshal(body, &r) != nil {
+		return "" // a page; its words help nobody
+	}
+	var code string
+	if json.Unmarshal(r.Error, &code) != nil {
+		var inner struct{ Code, Message string }
+		if json.Unmarshal(r.Error, &inner) == nil {
+			code, r.Message = inner.Code, inner.Message
+		}
+	}
+	if r.Description == "" {
+		r.Description = r.Message
+	}
+	return strings.Trim(code+": "+r.Description, ": ")
+}
+
+// failure says why there is no token.
+func (x *exchange) failure(ctx context.Context, fallback string) *Error {
+	e := &Error{Wait: x.wait}
+	host := x.host
+	switch {
+	case host == "":
+		e.Reason = NoToken + ": " + fallback
+		return e
+	case ctx.Err() != nil:
+		e.Reason = NoToken + " from " + host + ": no whole answer within " + fetchTimeout.String()
+		return e
+	case x.tooLong:
+		e.Reason = NoToken + " from " + host + ": its answer is longer than " + strconv.Itoa(maxAnswer>>10) + " KiB"
+		return e
+	case x.err != nil:
+		e.Reason = NoToken + " from " + host + ": " + x.transportWords(x.err)
+		return e
+	}
+	code := "HTTP " + strconv.Itoa(x.status)
+	switch {
+	case x.status >= 300 && x.status < 400:
+		code += ": redirects are not followed"
+		e.refused = true
+	case x.words != "":
+		code += ": " + x.words
+		fallthrough
+	case x.status >= 400:
+		e.refused = x.status < 500 && x.status != http.StatusTooManyRequests && x.status != http.StatusRequestTimeout
+	default:
+		code += ": " + fallback
+	}
+	e.Reason = NoToken + " from " + host + ": " + code
+	return e
+}
+
+// transportWords puts an error without an answer into few words, none of them a
+// URL: that of a proxy may hold a password.
+func (x *exchange) transportWords(err error) string {
+	text := err.Error()
+	dns, isDNS := errors.AsType[*net.DNSError](err)
+	timeout, isNet := errors.AsType[net.Error](err)
+	_, isRecord := errors.AsType[tls.RecordHeaderError](err)
+	switch {
+	case isDNS && dns.IsNotFound:
+		return "no such host"
+	case isDNS:
+		return "name lookup failed"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "connection refused"
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return "connection reset"
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return "it cannot be reached"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "connection closed without a whole answer"
+	case isNet && timeout.Timeout():
+		return "timed out"
+	case isRecord:
+		return "TLS: it speaks something else"
+	}
+	for _, prefix := range []string{"x509: ", "tls: "} {
+		if _, rest, ok := strings.Cut(text, prefix); ok {
+			return "TLS: " + x.printable(rest)
+		}
+	}
+	if strings.Contains(text, "://") {
+		return "the request could not be sent"
+	}
+	return x.printable(text)
+}
+
+// checkToken says what keeps a token from being sent; empty for nothing.
+func checkToken(value, kind string) string {
+	switch {
+	case value == "":
+		return "its answer has no token"
+	case kind != "" && !strings.EqualFold(kind, "bearer"):
+		return "its token is not a bearer token"
+	case len(value) > maxToken:
+		return "its token is longer than " + strconv.Itoa(maxToken>>10) + " KiB"
+	case strings.ContainsFunc(value, func(r rune) bool { return !inToken(r) }):
+		return "its token has characters that no token has"
+	}
+	return ""
+}
+
+// retryAfter reads both forms of the header (RFC 9110 §10.2.3).
+func retryAfter(v string, now time.Time) time.Duration {
+	if n, err := strconv.ParseUint(v, 10, 31); err == nil {
+		return time.Duration(n) * time.Second
+	}
+	if at, err := http.ParseTime(v); err == nil && at.After(now) {
+		return at.Sub(now)
+	}
+	return 0
+}
+
+// printable makes foreign text fit for a log line: without our secrets, valid
+// UTF-8, on one line, of at most maxWords bytes.
+func (x *exchange) printable(text string) string {
+	if x.hide != nil {
+		text = x.hide.Replace(text)
+	}
+	b := make([]byte, 0, maxWords)
+	for _, r := range text {
+		if unicode.IsSpace(r) {
+			if len(b) == 0 || b[len(b)-1] == ' ' {
+				continue
+			}
+			r = ' '
+		} else if !unicode.IsPrint(r) {
+			r = utf8.RuneError
+		}
+		if len(b)+utf8.RuneLen(r) > maxWords {
+			break
+		}
+		b = utf8.AppendRune(b, r)
+	}
+	return strings.TrimRight(string(b), " ")
+}
+
+// hider replaces secrets in every form in which an answer may quote them. Nil for
+// none.
+func hider(secrets []string) *strings.Replacer {
+	var forms []string
+	for _, s := range secrets {
+		for _, form := range []string{s, url.QueryEscape(s), url.PathEscape(s), html.EscapeString(s), base64.StdEncoding.EncodeToString([]byte(s))} {
+			// Something shorter is no secret, and would tear holes into every text.
+			if len(form) >= 4 {
+				forms = append(forms, form)
+			}
+		}
+	}
+	// The first that matches at a place wins: longer ones go first.
+	slices.SortFunc(forms, func(a, b string) int {
+		if len(a) != len(b) {
+			return len(b) - len(a)
+		}
+		return strings.Compare(a, b)
+	})
+	forms = slices.Compact(forms)
+	if forms == nil {
+		return nil
+	}
+	pairs := make([]string, 0, 2*len(forms))
+	for _, form := range forms {
+		pairs = append(pairs, form, string(hidden))
+	}
+	return strings.NewReplacer(pairs...)
+}
