@@ -81,6 +81,10 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(body))
+	if bytes.HasPrefix(bytes.TrimSpace(body), []byte("{")) {
+		// Some servers forget to say so, and x/oauth2 would take it for a form.
+		resp.Header.Set("Content-Type", "application/json")
+	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 || bytes.Contains(body, []byte(`"error"`)) {
 		x.words = x.printable(serverWords(body))
 		x.wait = retryAfter(resp.Header.Get("Retry-After"), time.Now())
