@@ -1,10 +1,13 @@
-// Package webhook posts events to an HTTP endpoint, as CloudEvents one by one in
-// either content mode, or several in a batch; with keys, signed as Standard
-// Webhooks says. It is one deliver.BatchSender.
+// Package webhook posts events to an HTTP endpoint: as CloudEvents in either content
+// mode, in the Event Grid schema, or their data alone; one by one or, where the
+// format has arrays, several at once. With keys requests are signed as Standard
+// Webhooks says, and with a handshake the endpoint is asked first. It is one
+// deliver.BatchSender.
 //
 // What an attempt guarantees:
 //
-//   - One Send, or SendBatch, is one POST. Nothing is repeated and no redirect is followed, so
+//   - One Send, or SendBatch, is one POST, and before the first a handshake if there
+//     is to be one. Nothing is repeated and no redirect is followed, so
 //     neither the event nor the endpoint's key reaches a host that the
 //     configuration does not name.
 //   - The status decides, and decides alone: 2xx is delivered; 408, 425, 429 and
@@ -15,12 +18,13 @@
 //   - Without a status the attempt failed, or was aborted when the caller
 //     stopped it.
 //   - No Reason shows the query or the user and password of the URL, a signing
-//     key or a credential, even if the subscriber's answer quotes them.
+//     key, a credential or a header of the configuration, even if the subscriber's
+//     answer quotes them.
 //
-// Attributes and data arrive exactly as they are in the event. Binary mode has
-// two exceptions, both in the package's favour of being understood: attributes
-// too big for headers go out in structured mode, and data never calls itself a
-// CloudEvent (see Binary).
+// In the formats of CloudEvents, attributes and data arrive exactly as they are in
+// the event; for the others see the formats. Binary mode has two exceptions, both
+// in the package's favour of being understood: attributes too big for headers go
+// out in structured mode, and data never calls itself a CloudEvent (see Binary).
 //
 // Every Sender has its own connections: a subscriber that holds all of its own
 // takes none of another's.

@@ -12,6 +12,10 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
 // deliveryBodies are the bodies of n deliveries: what a subscriber gets of the
@@ -106,53 +110,58 @@ func BenchmarkDelivery(b *testing.B) {
 	}
 }
 
-// BenchmarkArrayDelivery compares what is delivered in a second as arrays with what
-// is delivered one by one, of events that were accepted before, in turns and to the
-// same receiver, which takes the arrays apart.
+// BenchmarkArrayDelivery compares what is delivered in a second as arrays of a hundred
+// with what is delivered one by one. Each time a new subscriber gets the same stored
+// events from the first on, in turns, at the same receiver, which takes the arrays
+// apart.
 func BenchmarkArrayDelivery(b *testing.B) {
-	const rounds, posts = 6, 50
+	const rounds, posts = 4, 100
+	ways := []struct {
+		name, path string
+		format     webhook.Format
+		batch      deliver.Batch
+	}{
+		{"one-by-one", "ok", webhook.Structured, deliver.Batch{}},
+		{"cloudevents", "array", webhook.Structured, deliver.Batch{Events: 100}},
+		{"eventgrid", "array", webhook.EventGrid, deliver.Batch{Events: 100}},
+	}
 	for b.Loop() {
 		r := startReceivers(b)
-		entry := func(name, path, format, more string) string {
-			return fmt.Sprintf("  %s: { subjects: [ \"events.>\" ], deliver: { webhook: { url: \"http://%s/%s/%s\", format: %s } }, limits: { concurrency: 32, timeout: 5s%s } }\n",
-				name, r.addr, path, name, format, more)
+		g := start(b, sources)
+		for range posts {
+			mustPost(b, g.app.PublicAddr(), "eg", batch(100))
 		}
-		const batch100 = ", batch: { events: 100 }"
-		names := []string{"one", "batch", "grid"}
-		g := start(b, sources, "subscribers:\n"+entry("one", "ok", "cloudevents", "")+entry("batch", "array", "cloudevents", batch100)+entry("grid", "array", "eventgrid", batch100))
-		pause := func(name string, on bool) {
-			if _, err := g.admin.SetPaused(b.Context(), name, on); err != nil {
-				b.Fatal(err)
-			}
-		}
-		rates, ratios := map[string][]float64{}, map[string][]float64{}
+		rates, costs, ratios := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
 		for round := range rounds + 1 {
-			for _, name := range names {
-				pause(name, true)
-			}
-			for range posts {
-				mustPost(b, g.app.PublicAddr(), "eg", batch(100))
-			}
-			rate := map[string]float64{}
-			for _, name := range names {
-				begin := time.Now()
-				pause(name, false)
-				n := r.await(posts * 100).N
-				rate[name] = float64(n) / time.Since(begin).Seconds()
+			for _, way := range ways {
+				d := registry.Definition{
+					Name: way.name, Subjects: []string{"events.>"}, Start: registry.Beginning,
+					Deliver: registry.Deliver{Webhook: &webhook.Config{URL: "http://" + r.addr + "/" + way.path + "/" + way.name, Format: way.format}},
+				}
+				d.Limits.Concurrency, d.Limits.Batch = 32, way.batch
 				runtime.GC()
-			}
-			if round == 0 {
-				continue // warm up
-			}
-			for _, name := range names {
-				rates[name] = append(rates[name], rate[name])
-				ratios[name] = append(ratios[name], rate[name]/rate["one"])
+				before, begin := cpu(b), time.Now()
+				if _, err := g.admin.Subscribe(b.Context(), d); err != nil {
+					b.Fatal(err)
+				}
+				n := r.await(posts * 100).N
+				rate, cost := float64(n)/time.Since(begin).Seconds(), (cpu(b)-before).Seconds()*1e6/float64(n)
+				g.drained() // nothing comes after it was counted
+				if _, err := g.admin.Delete(b.Context(), way.name, false); err != nil {
+					b.Fatal(err)
+				}
+				if round > 0 { // the first warms up
+					rates[way.name], costs[way.name] = append(rates[way.name], rate), append(costs[way.name], cost)
+					ratios[way.name] = append(ratios[way.name], rate/rates["one-by-one"][round-1])
+				}
 			}
 		}
-		b.ReportMetric(median(rates["one"]), "delivered-one-by-one/s")
-		for _, name := range names[1:] {
-			b.ReportMetric(median(rates[name]), "delivered-"+name+"/s")
-			b.ReportMetric(median(ratios[name]), "ratio-"+name)
+		for _, way := range ways {
+			b.ReportMetric(median(rates[way.name]), way.name+"/s")
+			b.ReportMetric(median(costs[way.name]), "cpu-µs/"+way.name)
+		}
+		for _, way := range ways[1:] {
+			b.ReportMetric(median(ratios[way.name]), "ratio-"+way.name)
 		}
 		g.stop()
 	}
