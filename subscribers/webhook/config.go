@@ -55,6 +55,9 @@ func (c *Config) Validate(path string) error {
 	if err := c.Format.settle(path + ".format"); err != nil {
 		errs = append(errs, err)
 	}
+	if len(c.Headers) == 0 {
+		c.Headers = nil // as it is when it was stored
+	}
 	if _, err := parseHeaders(c.Headers, path+".headers"); err != nil {
 		errs = append(errs, err)
 	}

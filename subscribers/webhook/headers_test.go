@@ -145,6 +145,14 @@ func TestHeadersRefused(t *testing.T) {
 	}
 }
 
+// None is the same as an empty lot, also after it was stored.
+func TestNoHeaders(t *testing.T) {
+	c := Config{URL: "https://h/", Headers: map[string]string{}}
+	if err := c.Validate("x"); err != nil || c.Headers != nil {
+		t.Errorf("%v, %v", c.Headers, err)
+	}
+}
+
 func TestHeadersAreRedacted(t *testing.T) {
 	c := Config{URL: "https://h/", Headers: map[string]string{
 		"X-Pure": "{{type}}/{{legalentity}}", "X-Key": "canary", "X-Mixed": "Bearer canary {{id}}", "X-Broken": "{{canary",
