@@ -25,11 +25,10 @@ func (c *Config) validateAuth(path string, u *url.URL) error {
 			errs = append(errs, fmt.Errorf("%s.auth: the URL has a user and password, which go into the same header; take them out of it", path))
 		}
 	}
-	if c.Auth != nil && c.Auth.APIKey != nil {
-		for name := range c.Headers {
-			if strings.EqualFold(name, c.Auth.APIKey.Header) {
-				errs = append(errs, fmt.Errorf("%s.headers.%s: auth.apiKey goes there; give it in one place", path, name))
-			}
+	for name := range c.Headers {
+		if c.Auth != nil && (c.Auth.InAuthorization() && strings.EqualFold(name, "Authorization") ||
+			c.Auth.APIKey != nil && strings.EqualFold(name, c.Auth.APIKey.Header)) {
+			errs = append(errs, fmt.Errorf("%s.headers.%s: auth sets this header; give it in one place", path, name))
 		}
 	}
 	if c.TLS != nil {

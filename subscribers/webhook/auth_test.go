@@ -52,7 +52,7 @@ func oauth2At(tokenURL string) *credentials.Auth {
 }
 
 // with makes a Sender with credentials, whose log must not show any.
-func with(t *testing.T, format Format, target string, auth *credentials.Auth, t12 *credentials.TLS, keys ...[]byte) *Sender {
+func with(t *testing.T, format Format, target string, auth *credentials.Auth, t12 *credentials.TLS, keys ...Key) *Sender {
 	t.Helper()
 	var mu sync.Mutex
 	var log bytes.Buffer
@@ -150,7 +150,7 @@ func TestSenderWithCredentials(t *testing.T) {
 					quiet(srv)
 					srv.Start()
 					t.Cleanup(srv.Close)
-					var keys [][]byte
+					var keys []Key
 					if tt.signed {
 						keys = append(keys, oldKey)
 					}
