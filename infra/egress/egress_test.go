@@ -10,6 +10,8 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -632,4 +634,31 @@ func TestRace(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestDocumented holds the table of docs/egress.md to blocks.
+func TestDocumented(t *testing.T) {
+	text, err := os.ReadFile("../../docs/egress.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got, want []string
+	for line := range strings.Lines(string(text)) {
+		if strings.HasSuffix(line, "| never |\n") || strings.HasSuffix(line, "| by leave |\n") {
+			got = append(got, strings.TrimSuffix(line, "\n"))
+		}
+	}
+	for _, b := range append(slices.Clone(blocks), unassigned) {
+		addresses, leave := "`"+b.prefix.String()+"`", "by leave"
+		if b.never {
+			leave = "never"
+		}
+		if b == unassigned {
+			addresses = "all else of IPv6 outside `" + global.String() + "`"
+		}
+		want = append(want, fmt.Sprintf("| %s | %s | %s | %s |", addresses, b.what, b.source, leave))
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("docs/egress.md (-want +got):\n%s", d)
+	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/broker/brokertest"
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/router/auth"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/schemas/event"
@@ -379,7 +380,7 @@ func TestConfirmClient(t *testing.T) {
 		"169.254.169.254": false, "168.63.129.16": false, "100.64.0.1": false,
 		"224.0.0.1": false, "ff02::1": false, "255.255.255.255": false,
 	} {
-		if got := ingress.Public(netip.MustParseAddr(address)); got != want {
+		if got := egress.Public(netip.MustParseAddr(address)); got != want {
 			t.Errorf("%s: public %v, want %v", address, got, want)
 		}
 	}

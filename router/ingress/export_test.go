@@ -9,7 +9,6 @@ import (
 var (
 	Confirmable      = confirmable
 	NewConfirmClient = newConfirmClient
-	Public           = public
 )
 
 // ConfirmWith makes validation URLs be fetched by c.

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/gridfan/gridfan/infra/egress"
 )
 
 // handshake answers OPTIONS: the CloudEvents abuse protection handshake
@@ -154,7 +156,7 @@ func newConfirmClient() *http.Client {
 		if err != nil {
 			return err
 		}
-		if !public(ap.Addr()) {
+		if !egress.Public(ap.Addr()) {
 			return fmt.Errorf("address %s is not public", ap.Addr())
 		}
 		return nil
@@ -163,22 +165,4 @@ func newConfirmClient() *http.Client {
 		Transport:     &http.Transport{DialContext: d.DialContext, TLSHandshakeTimeout: 10 * time.Second, DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-}
-
-// inside are addresses of networks and machines near us that do not count as
-// private: those shared by carriers and Kubernetes clusters (RFC 6598), and
-// Azure's platform services on every host (learn.microsoft.com/azure/virtual-
-// network/what-is-ip-address-168-63-129-16; read 2026-11). The last one holds
-// IPv4 addresses of any kind (RFC 6052).
-var inside = []netip.Prefix{
-	netip.MustParsePrefix("100.64.0.0/10"),
-	netip.MustParsePrefix("168.63.129.16/32"),
-	netip.MustParsePrefix("64:ff9b::/96"),
-}
-
-// public says whether an address belongs to a machine of the Internet.
-func public(a netip.Addr) bool {
-	a = a.Unmap().WithZone("")
-	return a.IsGlobalUnicast() && !a.IsPrivate() &&
-		!slices.ContainsFunc(inside, func(p netip.Prefix) bool { return p.Contains(a) })
 }
