@@ -61,7 +61,7 @@ type mode int
 const (
 	flowing       mode = iota // they may be made
 	down                      // one at a time, after a pause
-	misconfigured             // likewise, because it refuses everything
+	misconfigured             // likewise, because it refuses everything, or we may not reach it
 )
 
 // What makes a configuration fault. Twenty in a row without one event taken are
@@ -166,9 +166,9 @@ func (b *breaker) allow(probing bool) (permit, bool) {
 // abort gives the permit back: our own stop says nothing about the subscriber.
 func (p permit) abort() { p.report(Attempt{Outcome: Aborted}) }
 
-// report says how the attempt ended. park means that the refusal was taken for
-// the subscriber's configuration and not for the event: the event is to wait,
-// using up nothing, and is no dead letter.
+// report says how the attempt ended. park means that the fault was taken for the
+// configuration's and not for the event's: the event is to wait, using up nothing,
+// and is no dead letter.
 func (p permit) report(a Attempt) (park bool) {
 	b := p.b
 	b.mu.Lock()
@@ -186,7 +186,7 @@ func (b *breaker) reported(p permit, a Attempt, now time.Time) (park bool) {
 	// A refusal of the kind that a wrong key or address brings.
 	barred := a.Outcome == Rejected && (a.Fault == FaultAccess || a.Fault == FaultAddress)
 	// One that was not sent at all needs no others to prove that it is not at fault.
-	unsent := a.Outcome == Rejected && a.Fault == FaultHandshake
+	unsent := a.Outcome == Rejected && a.Fault == FaultHandshake || a.forbidden()
 	if p.round != b.round {
 		// A late answer to an attempt from before the trip changes nothing.
 		return unsent || barred && b.mode == misconfigured
@@ -198,7 +198,7 @@ func (b *breaker) reported(p permit, a Attempt, now time.Time) (park bool) {
 	case a.Outcome == Aborted:
 		p.done(errNoVerdict)
 		return false
-	case a.Outcome == Failed:
+	case a.Outcome == Failed && !unsent:
 		// It says nothing about the configuration: refused stays as it is.
 		b.failed(p, a, now)
 		return false

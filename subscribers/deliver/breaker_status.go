@@ -11,7 +11,7 @@ const (
 	BreakerClosed        = "closed"
 	BreakerOpen          = "open"          // the subscriber is down; events wait
 	BreakerHalfOpen      = "half-open"     // a probe may go, or is under way
-	BreakerMisconfigured = "misconfigured" // it refuses everything; events wait
+	BreakerMisconfigured = "misconfigured" // it refuses everything, or may not be reached; events wait
 	BreakerRampingUp     = "ramping-up"    // closed again, with fewer attempts at first
 )
 

@@ -25,11 +25,12 @@ var (
 	timedOut  = Attempt{Outcome: Failed, Fault: FaultTimeout, Reason: "timed out after 30s"}
 	aborted   = Attempt{Outcome: Aborted, Reason: "stopped"}
 	unasked   = Attempt{Outcome: Rejected, Fault: FaultHandshake, Status: 405, Reason: "handshake refused, HTTP 405: no"}
+	forbidden = Attempt{Outcome: Failed, Fault: FaultAddress, Reason: "not sent: 10.0.0.1 is a private address"}
 )
 
 // letters are attempts in the tables below.
 var letters = map[rune]Attempt{
-	'd': delivered, 'r': refused, 'x': denied, 'n': nowhere, 'f': busy, 't': timedOut, 'a': aborted, 'h': unasked,
+	'd': delivered, 'r': refused, 'x': denied, 'n': nowhere, 'f': busy, 't': timedOut, 'a': aborted, 'h': unasked, 'z': forbidden,
 }
 
 func breakerConfig() Breaker {
@@ -166,6 +167,7 @@ func TestBreakerOpens(t *testing.T) {
 		{"a delivery between", "xxxxxxxxxxxxxxxxxxxdxxxxxxxxxxxxxxxxxxx", BreakerClosed, "closed"},
 		{"another refusal between", "xxxxxxxxxxxxxxxxxxxrxxxxxxxxxxxxxxxxxxx", BreakerClosed, "closed"},
 		{"without an agreement", "ddfh", BreakerMisconfigured, "misconfigured 1 s, 1 × handshake refused, HTTP 405, next probe in 5 min"},
+		{"one that may not be reached", "ddz", BreakerMisconfigured, "misconfigured 1 s, 1 × not sent: 10.0.0.1 is a private address, next probe in 5 min"},
 		// It does not say that the key is right.
 		{"a time-out between", "xxxxxxxxxxxxxxxxxxxtx", BreakerMisconfigured, "misconfigured 1 s, 20 × HTTP 401, next probe in 5 min"},
 	}
@@ -842,7 +844,7 @@ func randomBreaker(t *testing.T, seed uint64, visited map[string]int) {
 			}
 		})
 	}
-	moods := []string{"d", "f", "x", "df", "dddf", "a", "fa", "xn", "xxxxxxxxxt", "daf", "r", "rxnftda", "t", "ax"}
+	moods := []string{"d", "f", "x", "df", "dddf", "a", "fa", "xn", "xxxxxxxxxt", "daf", "r", "rxnftda", "t", "ax", "z", "zd", "fz"}
 	for range 30 {
 		mu.Lock()
 		mood = moods[rnd.IntN(len(moods))]

@@ -47,7 +47,7 @@ const (
 	FaultThrottled Fault = "throttled" // it asks for less (429)
 	FaultServer    Fault = "server"    // it says that it is in trouble (5xx, 408, 425)
 	FaultAccess    Fault = "access"    // it does not let us in (401, 403)
-	FaultAddress   Fault = "address"   // nothing takes events there (404, 405, 410, redirects)
+	FaultAddress   Fault = "address"   // nothing takes events there (404, 405, 410, redirects), or we may not go there
 	FaultRefused   Fault = "refused"   // it does not want this event (other 4xx)
 	// It has not agreed to be sent events, so this one was not sent: it cannot be
 	// the event's fault, and waits.
@@ -98,3 +98,8 @@ type Attempt struct {
 	// asked us to wait; 0 if nobody did.
 	RetryAfter time.Duration
 }
+
+// forbidden says that rules of our own keep us from the subscriber's address: a
+// Sender says so by Failed with FaultAddress. Nothing was sent, and nothing will be
+// until somebody changes the address or the rules.
+func (a Attempt) forbidden() bool { return a.Outcome == Failed && a.Fault == FaultAddress }

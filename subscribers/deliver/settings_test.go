@@ -367,3 +367,44 @@ func TestBackAgain(t *testing.T) {
 		})
 	}
 }
+
+// TestForbidden: while our own rules keep us from a subscriber, its events wait,
+// however often it is tried, and none is given up.
+func TestForbidden(t *testing.T) {
+	for _, o := range []deliver.Ordering{deliver.Unordered, deliver.ByKey, deliver.Strict} {
+		t.Run(string(o), func(t *testing.T) {
+			r := newRig(t)
+			var allowed atomic.Bool
+			s := newSender(func(context.Context, *event.Event, int) deliver.Attempt {
+				if !allowed.Load() {
+					return deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultAddress, Reason: "not sent: 10.0.0.1 is a private address"}
+				}
+				return deliver.Attempt{Outcome: deliver.Delivered}
+			})
+			cfg := orderedConfig(o)
+			cfg.Limits.Concurrency = 1
+			// What any other failure would use up at once.
+			cfg.Retry = deliver.Retry{
+				Schedule: []deliver.Duration{deliver.Duration(time.Millisecond)},
+				Faults:   map[deliver.Fault]deliver.Rule{deliver.FaultAddress: {GiveUp: true}},
+			}
+			w := r.start("a", cfg, s)
+			r.publishKeys(o, 10, 0, 20)
+			for n := 1; n <= 10; n++ {
+				waitFor(t, fmt.Sprintf("attempt %d", n), func() bool { _, tries := s.count(); return tries >= n })
+				waitFor(t, "the breaker", func() bool { return w.Breaker().State == deliver.BreakerMisconfigured && w.Breaker().NextProbe != nil })
+				if _, tries := s.count(); tries != n {
+					t.Fatalf("%d attempts after %d probes", tries, n-1)
+				}
+				if n == 10 {
+					allowed.Store(true)
+				}
+				w.RetryNow()
+			}
+			waitFor(t, "all events", func() bool { return r.settled(deliver.RecordDelivered) == 20 })
+			if n := r.settled(deliver.RecordDeadLetter); n != 0 {
+				t.Errorf("%d dead letters", n)
+			}
+		})
+	}
+}

@@ -129,7 +129,7 @@ func (r *Retry) next(a Attempt, rounds int, free bool, longest time.Duration) pl
 func (w *worker) failed(d *delivery, a Attempt, took time.Duration, free bool) (again bool) {
 	cfg := &w.sub.Config
 	strict := cfg.Ordering == Strict && d.line != ""
-	if strict && a.Outcome == Failed {
+	if strict && a.Outcome == Failed && !a.forbidden() {
 		// The head is the only one to probe with, so what comes before its time
 		// is free and what comes at its time is not: an outage makes no dead
 		// letters soon, and an event that never succeeds is given up at last.

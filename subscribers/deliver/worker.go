@@ -243,7 +243,7 @@ func (w *Worker) breakerChanged(s BreakerStatus) {
 		what = "subscriber.misconfigured"
 		attrs = map[string]any{
 			"refusals": s.Failures, "lastError": s.LastError, "nextProbe": s.NextProbe,
-			"fix": "it refuses everything: see its key and address. Events wait; the first that it takes lets the others go. Those it refused before are dead letters: gridfan deadletters redrive " + w.sub.Name,
+			"fix": "it refuses everything, or egress.allow keeps us from it: see the last error, its key and address. Events wait; the first that it takes lets the others go. Those it refused before are dead letters: gridfan deadletters redrive " + w.sub.Name,
 		}
 	default:
 		what = "breaker.opened"
