@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/net/http/httpguts"
+
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/schemas/eventgrid"
 )
@@ -62,7 +64,7 @@ func (s *Sender) one(e *event.Event) (header http.Header, own bool, body []byte)
 	case Original:
 		header = s.withRoom(s.header)
 		delete(header, "Content-Type")
-		if contentType := bodyType(e); contentType != "" && e.Data != nil {
+		if contentType := bodyType(e); contentType != "" && httpguts.ValidHeaderFieldValue(contentType) && e.Data != nil {
 			header["Content-Type"] = []string{contentType}
 		}
 		// What a receiver knows a repetition by, as it is where requests are signed.
@@ -136,7 +138,7 @@ func (s *Sender) gridHeader(events []*event.Event) http.Header {
 // binaryHeader gives e's headers in binary mode, or false when e must go in
 // structured mode.
 func (s *Sender) binaryHeader(e *event.Event) (http.Header, bool) {
-	if e.HeaderSize()+s.ownSize > maxHeader || isCloudEvents(e.DataContentType) && !e.DataJSON {
+	if e.HeaderSize()+s.ownSize > maxHeader || isCloudEvents(e.DataContentType) && !e.DataJSON || !httpguts.ValidHeaderFieldValue(bodyType(e)) {
 		return nil, false
 	}
 	h := make(http.Header, len(s.header)+8+len(e.Extensions)+3+len(s.own)) // and a signature

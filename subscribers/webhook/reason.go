@@ -12,6 +12,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
@@ -42,11 +43,17 @@ func (s *Sender) noAnswer(ctx context.Context, err error, took time.Duration) de
 // fears to repeat a request need not fear that one.
 func (s *Sender) classify(err error) (deliver.Fault, string) {
 	text := err.Error()
+	refused, isRefused := errors.AsType[*egress.RefusedError](err)
+	_, isUnresolved := errors.AsType[*egress.UnresolvedError](err)
 	dns, isDNS := errors.AsType[*net.DNSError](err)
 	op, isOp := errors.AsType[*net.OpError](err)
 	record, isRecord := errors.AsType[tls.RecordHeaderError](err)
 	timeout, isNet := errors.AsType[net.Error](err)
 	switch {
+	case isRefused:
+		return deliver.FaultAddress, s.printable(refused.Error(), 512)
+	case isUnresolved:
+		return deliver.FaultDNS, "name lookup failed here, where the address is judged before a proxy is asked; if only the proxy can look names up, set egress.proxyResolves"
 	case isDNS && dns.IsNotFound:
 		return deliver.FaultDNS, "no such host"
 	case isDNS && dns.IsTimeout:

@@ -17,6 +17,7 @@
 //     second at most and changes nothing.
 //   - Without a status the attempt failed, or was aborted when the caller
 //     stopped it.
+//   - What Options.Egress refuses is not connected to, and nothing is sent.
 //   - No Reason shows the query or the user and password of the URL, a signing
 //     key, a credential or a header of the configuration, even if the subscriber's
 //     answer quotes them.
@@ -40,7 +41,6 @@ import (
 	"log/slog"
 	"maps"
 	"math"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -48,6 +48,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
@@ -71,9 +72,8 @@ const (
 	// ample for a few KiB from anywhere on Earth, little beside a deadline.
 	replyGrace = time.Second
 
-	// connectTimeout is below the default deadline of an attempt (30 s), so that
-	// a host that drops packets is told from one that answers slowly.
-	connectTimeout = 10 * time.Second
+	// connectTimeout is that of the TCP connection, and once more of TLS.
+	connectTimeout = egress.ConnectTimeout
 
 	// idleTimeout is less than the 5 s after which Node and uvicorn close an
 	// idle connection by default (nodejs.org/api/http.html,
@@ -112,6 +112,9 @@ type Options struct {
 	TokenTransport *http.Transport
 	// Log gets what happens to tokens and certificates. Nil means nothing.
 	Log *slog.Logger
+	// Egress is how connections are made. Nil: to wherever the URL leads, by the
+	// proxy of the environment.
+	Egress *egress.Way
 }
 
 // Sender posts events to one endpoint. It is safe for concurrent use.
@@ -191,8 +194,6 @@ func New(cfg Config, opts Options) (*Sender, error) {
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
 	s.transport = &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: connectTimeout}).DialContext,
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: connectTimeout,
 		MaxConnsPerHost:     opts.Concurrency,
@@ -206,6 +207,7 @@ func New(cfg Config, opts Options) (*Sender, error) {
 		// goes on taking them until the kernel gives up after 15 minutes.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
 	}
+	opts.Egress.Equip(s.transport, u)
 	s.connect(cfg, opts)
 	return s, nil
 }
