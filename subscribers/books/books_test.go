@@ -68,7 +68,7 @@ func (g *rig) start() {
 	}
 	g.fleet, err = registry.StartFleet(ctx, g.r, deliver.Parts{
 		Broker: g.b, Recorder: g.recorder, Metrics: deliver.NewMetrics(prometheus.NewRegistry()), Log: log,
-	}, func(d registry.Definition) (deliver.Sender, error) { return &sender{g, d.Name}, nil }, log)
+	}, func(d registry.Definition, _ bool) (deliver.Sender, error) { return &sender{g, d.Name}, nil }, log)
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -28,16 +28,16 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+
+	"github.com/gridfan/gridfan/infra/egress"
 )
 
 // Options are what Credentials are told besides their Auth.
 type Options struct {
-	// Transport reaches the token server of an oauth2 Auth: the place for rules on
-	// what addresses may be reached. Each Credentials has a clone. Nil means one
-	// that goes wherever the configuration says, by the proxies of the environment.
-	// Azure's own token endpoints are those of the process's environment and reached
-	// without it.
-	Transport *http.Transport
+	// Egress is how the token server of an oauth2 Auth is reached. Nil: wherever
+	// its URL leads, by the proxies of the environment. Azure's own token endpoints
+	// are those of the process's environment and reached without it.
+	Egress *egress.Way
 	// Log gets what happens to tokens. Nil means nothing.
 	Log *slog.Logger
 
@@ -78,15 +78,14 @@ func New(a *Auth, opts Options) *Credentials {
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	transport := opts.Transport
 	identity := opts.identity
 	scope := ""
 	switch {
 	case a.OAuth2 != nil:
-		if transport == nil {
-			transport = newTransport()
+		transport := newTransport()
+		if u, err := url.Parse(a.OAuth2.TokenURL); err == nil { // a is valid
+			opts.Egress.Equip(transport, u)
 		}
-		transport = transport.Clone()
 		c.idle = transport.CloseIdleConnections
 		var base http.RoundTripper = transport
 		if a.OAuth2.CA != "" {

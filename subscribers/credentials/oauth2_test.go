@@ -20,6 +20,8 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/gridfan/gridfan/infra/egress"
 )
 
 const canary = "canary-secret/+&<x>"
@@ -304,20 +306,23 @@ func TestOAuth2NotReached(t *testing.T) {
 	}
 }
 
-// The transport that is given is the way to the token server, whoever it names.
-func TestGivenTransport(t *testing.T) {
+// What the rules of egress forbid is not asked for a token.
+func TestForbiddenTokenServer(t *testing.T) {
 	srv, all, _ := tokenServer(t)
-	refuses := errors.New("address not allowed")
-	guarded := newTransport()
-	var asked atomic.Int32
-	guarded.Proxy = func(*http.Request) (*url.URL, error) { asked.Add(1); return nil, refuses }
-	c := New(&Auth{OAuth2: &OAuth2{TokenURL: srv.URL, ClientID: "g", ClientSecret: canary, SecretIn: InHeader}}, Options{Transport: guarded})
-	defer c.Close()
-	if _, err := c.Apply(t.Context(), http.Header{}); err == nil || !strings.Contains(err.Error(), "address not allowed") {
-		t.Errorf("got %v", err)
+	rules, err := egress.New(egress.Config{})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if asked.Load() == 0 || len(*all) != 0 {
-		t.Error("it went another way")
+	for _, judged := range []bool{true, false} {
+		c := New(&Auth{OAuth2: &OAuth2{TokenURL: srv.URL, ClientID: "g", ClientSecret: canary, SecretIn: InHeader}}, Options{Egress: rules.Way(judged)})
+		_, err := c.Apply(t.Context(), http.Header{})
+		c.Close()
+		if judged && (err == nil || !strings.Contains(err.Error(), egress.RefusedPrefix) || len(*all) != 0) {
+			t.Errorf("got %v after %d requests", err, len(*all))
+		}
+		if !judged && err != nil {
+			t.Errorf("the operator's own word: %v", err)
+		}
 	}
 }
 

@@ -66,7 +66,7 @@ func newRigOn(t testing.TB, b *broker.Broker, change ...func(*registry.Definitio
 	}
 	g.fleet, err = registry.StartFleet(t.Context(), g.registry, deliver.Parts{
 		Broker: b, Recorder: g.recorder, Metrics: deliver.NewMetrics(prometheus.NewRegistry()), Log: log,
-	}, func(registry.Definition) (deliver.Sender, error) { return sender{g}, nil }, log)
+	}, func(registry.Definition, bool) (deliver.Sender, error) { return sender{g}, nil }, log)
 	if err != nil {
 		t.Fatal(err)
 	}

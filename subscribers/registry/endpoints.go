@@ -29,6 +29,8 @@ type EndpointEntry struct {
 	Origin Origin `json:"origin"`
 	// Orphaned: a file declared it and no longer does, and somebody still uses it.
 	Orphaned bool `json:"orphaned,omitempty"`
+	// Sent: the file was sent by API, and not read by gridfan itself.
+	Sent bool `json:"sent,omitempty"`
 	// Revision is that of the key in the bucket.
 	Revision uint64 `json:"-"`
 }
@@ -144,7 +146,7 @@ func (r *Registry) SetEndpoint(ctx context.Context, e Endpoint, revision uint64,
 		case !replace && now.Endpoint != e:
 			return fmt.Errorf("endpoint %q: %w", e.Name, ErrEndpointExists)
 		}
-		now.Endpoint, now.Origin, now.Orphaned = e, FromAPI, false
+		now.Endpoint, now.Origin, now.Orphaned, now.Sent = e, FromAPI, false, false
 		return nil
 	})
 }
@@ -247,11 +249,22 @@ func (r *Registry) known(ctx context.Context, d Definition) error {
 // see SyncFile. An endpoint that the file no longer names stays as long as
 // somebody uses it.
 func (r *Registry) Sync(ctx context.Context, endpoints []Endpoint, subscribers []Definition) error {
+	return r.sync(ctx, endpoints, subscribers, false)
+}
+
+// SyncSent is Sync for a file that was sent by API. Where it leads elsewhere than
+// gridfan's own file, that is not the operator's word; see StartFleet.
+func (r *Registry) SyncSent(ctx context.Context, endpoints []Endpoint, subscribers []Definition) error {
+	return r.sync(ctx, endpoints, subscribers, true)
+}
+
+func (r *Registry) sync(ctx context.Context, endpoints []Endpoint, subscribers []Definition, sent bool) error {
 	declared := map[string]bool{}
 	for _, e := range endpoints {
 		declared[e.Name] = true
 		_, err := r.putEndpoint(ctx, e.Name, func(now *EndpointEntry) error {
-			now.Endpoint, now.Origin, now.Orphaned = e, FromFile, false
+			sent := sent && !now.says(e)
+			now.Endpoint, now.Origin, now.Orphaned, now.Sent = e, FromFile, false, sent
 			return nil
 		})
 		if err != nil {
@@ -259,7 +272,7 @@ func (r *Registry) Sync(ctx context.Context, endpoints []Endpoint, subscribers [
 		}
 	}
 	var refused *RefusedError
-	if err := r.SyncFile(ctx, subscribers); err != nil && !errors.As(err, &refused) {
+	if err := r.syncFile(ctx, subscribers, sent); err != nil && !errors.As(err, &refused) {
 		return err
 	}
 	all, err := r.Endpoints(ctx)

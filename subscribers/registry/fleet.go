@@ -22,7 +22,7 @@ import (
 type Fleet struct {
 	registry  *Registry
 	parts     deliver.Parts
-	newSender func(Definition) (deliver.Sender, error)
+	newSender func(d Definition, strange bool) (deliver.Sender, error)
 	log       *slog.Logger
 
 	watcher jetstream.KeyWatcher
@@ -33,12 +33,21 @@ type Fleet struct {
 	keepers map[string]*keeper
 
 	placing   sync.Mutex // guards endpoints
-	endpoints map[string]Endpoint
+	endpoints map[string]place
+}
+
+// place is an endpoint and whether a stranger named it.
+type place struct {
+	Endpoint
+	strange bool
 }
 
 // StartFleet starts the workers of all subscribers there are, and returns when
 // each has started or failed once; failed ones are tried again.
-func StartFleet(ctx context.Context, r *Registry, parts deliver.Parts, newSender func(Definition) (deliver.Sender, error), log *slog.Logger) (*Fleet, error) {
+//
+// newSender makes the way out of a definition, whose endpoint stands in it as a URL.
+// strange says that where it leads came by API and not from gridfan's own file.
+func StartFleet(ctx context.Context, r *Registry, parts deliver.Parts, newSender func(d Definition, strange bool) (deliver.Sender, error), log *slog.Logger) (*Fleet, error) {
 	// The context of a watcher ends the watcher, so it must outlive ctx.
 	w, err := r.kv.WatchAll(context.Background())
 	if err != nil {
@@ -51,7 +60,7 @@ func StartFleet(ctx context.Context, r *Registry, parts deliver.Parts, newSender
 	}
 	f := &Fleet{
 		registry: r, parts: parts, newSender: newSender, log: log,
-		watcher: w, moves: moves, keepers: map[string]*keeper{}, endpoints: map[string]Endpoint{},
+		watcher: w, moves: moves, keepers: map[string]*keeper{}, endpoints: map[string]place{},
 	}
 	// First where they are, then who they are.
 	known := make(chan struct{})
@@ -116,9 +125,10 @@ func (f *Fleet) follow(known chan struct{}) {
 			e, err := decodeEndpoint(u)
 			if err != nil {
 				f.log.Error("unreadable endpoint, left as it was", "error", err)
-				e.Endpoint = was
+				f.endpoints[u.Key()] = was
+			} else {
+				f.endpoints[u.Key()] = place{e.Endpoint, strange(e.Origin, e.Sent)}
 			}
-			f.endpoints[u.Key()] = e.Endpoint
 		}
 		moved := f.endpoints[u.Key()] != was
 		f.placing.Unlock()
@@ -257,7 +267,7 @@ type keeper struct {
 
 	// Only run touches what follows.
 	have   *Entry           // what worker was started with
-	at     Endpoint         // where its endpoint was then
+	at     place            // where its endpoint was then
 	narrow <-chan time.Time // when its cursor's filter may be narrowed; nil: never
 	expiry <-chan time.Time // when a key of its stops signing; nil: never
 }
@@ -394,11 +404,11 @@ func (k *keeper) apply(want *Entry) error {
 	f.placing.Unlock()
 	// Where nobody knows where it is, it is parked: an endpoint may be missing
 	// for a moment only.
-	lost := want.Definition.endpoint() != "" && at == (Endpoint{})
+	lost := want.Definition.endpoint() != "" && at == (place{})
 	held := want.Paused || want.Orphaned || lost
 	// One that was deleted and added again is another, with a new cursor.
 	if k.have != nil && reflect.DeepEqual(k.have.Definition, want.Definition) && k.have.Created.Equal(want.Created) &&
-		k.have.Orphaned == want.Orphaned && slices.EqualFunc(k.have.Epochs, want.Epochs, Epoch.Equal) && slices.EqualFunc(k.have.Keys, want.Keys, Key.equal) && k.at == at {
+		k.have.Orphaned == want.Orphaned && strange(k.have.Origin, k.have.Sent) == strange(want.Origin, want.Sent) && slices.EqualFunc(k.have.Epochs, want.Epochs, Epoch.Equal) && slices.EqualFunc(k.have.Keys, want.Keys, Key.equal) && k.at == at {
 		k.worker.SetPaused(held)
 		k.have = want
 		return nil
@@ -412,12 +422,13 @@ func (k *keeper) apply(want *Entry) error {
 		f.log.Warn("subscriber parked: its endpoint is not defined", "subscriber", k.name, "endpoint", want.Definition.endpoint(),
 			"fix", "gridfan endpoints set "+want.Definition.endpoint()+" URL")
 	default:
-		d, err := want.Definition, error(nil)
+		d, stranger, err := want.Definition, strange(want.Origin, want.Sent), error(nil)
 		if d.endpoint() != "" {
-			d, err = d.at(at)
+			stranger = at.strange
+			d, err = d.at(at.Endpoint)
 		}
 		if err == nil {
-			sender, err = f.newSender(want.signed(d, time.Now()))
+			sender, err = f.newSender(want.signed(d, time.Now()), stranger)
 		}
 		if err != nil {
 			return err

@@ -35,7 +35,7 @@ func TestKeys(t *testing.T) {
 	var signing []string // what the last sender signs with
 	fleet, err := registry.StartFleet(ctx, r, deliver.Parts{
 		Broker: b, Recorder: recorder, Metrics: deliver.NewMetrics(prometheus.NewRegistry()), Log: logger,
-	}, func(d registry.Definition) (deliver.Sender, error) {
+	}, func(d registry.Definition, _ bool) (deliver.Sender, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		signing = d.Deliver.Webhook.Sign.Keys

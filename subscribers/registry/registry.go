@@ -29,6 +29,8 @@ type Entry struct {
 	// Orphaned: it was declared in a file that no longer names it. It is
 	// parked until it is declared again or deleted.
 	Orphaned bool `json:"orphaned,omitempty"`
+	// Sent: the file was sent by API, and not read by gridfan itself.
+	Sent bool `json:"sent,omitempty"`
 	// Paused is run-time state, whatever the origin.
 	Paused bool `json:"paused,omitempty"`
 	// Draining is too. A definition can say the same.
@@ -57,6 +59,40 @@ const (
 	FromFile Origin = "file"
 	FromAPI  Origin = "api"
 )
+
+// strange says whether a way out came by API, from whoever may use that: the
+// operator's word is only what gridfan's own file says.
+func strange(o Origin, sent bool) bool { return o == FromAPI || sent }
+
+// says tells whether gridfan's own file has said that d goes there. It stays said
+// when somebody repeats it.
+func (e Entry) says(d Definition) bool {
+	return !strange(e.Origin, e.Sent) && reflect.DeepEqual(e.Definition.Deliver, d.Deliver)
+}
+
+func (e EndpointEntry) says(to Endpoint) bool {
+	return e.Revision > 0 && !strange(e.Origin, e.Sent) && e.Endpoint == to
+}
+
+// Strange gives those of what SyncSent is to take over that lead where gridfan's
+// own file does not. All are valid.
+func (r *Registry) Strange(ctx context.Context, endpoints []Endpoint, subscribers []Definition) ([]Endpoint, []Definition, error) {
+	places, err := r.Endpoints(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	entries, err := r.List(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	endpoints = slices.DeleteFunc(slices.Clone(endpoints), func(e Endpoint) bool {
+		return slices.ContainsFunc(places, func(is EndpointEntry) bool { return is.Name == e.Name && is.says(e) })
+	})
+	subscribers = slices.DeleteFunc(slices.Clone(subscribers), func(d Definition) bool {
+		return slices.ContainsFunc(entries, func(is Entry) bool { return is.Definition.Name == d.Name && is.says(d) })
+	})
+	return endpoints, subscribers, nil
+}
 
 // Errors of the registry that callers tell apart.
 var (
@@ -193,15 +229,15 @@ func (r *Registry) Add(ctx context.Context, d Definition) (Entry, error) {
 		if err := r.known(ctx, d); err != nil {
 			return Entry{}, fmt.Errorf("subscribers.%s.deliver.webhook.endpoint: %w", d.Name, err)
 		}
-		e, err = r.create(ctx, d, FromAPI)
+		e, err = r.create(ctx, d, FromAPI, false)
 		if !errors.Is(err, jetstream.ErrKeyExists) { // somebody was quicker: with what?
 			return e, err
 		}
 	}
 }
 
-func (r *Registry) create(ctx context.Context, d Definition, o Origin) (Entry, error) {
-	e := Entry{Definition: d, Origin: o, Created: time.Now().UTC()}
+func (r *Registry) create(ctx context.Context, d Definition, o Origin, sent bool) (Entry, error) {
+	e := Entry{Definition: d, Origin: o, Sent: sent, Created: time.Now().UTC()}
 	var err error
 	if e.StartSequence, e.Note, err = r.from(ctx, d); err != nil {
 		return e, err
@@ -373,6 +409,10 @@ func (r *Registry) Resume(ctx context.Context, name string) (Entry, error) {
 // One that can't be as declared now is left as it is, with a RefusedError after
 // all others are done.
 func (r *Registry) SyncFile(ctx context.Context, declared []Definition) error {
+	return r.syncFile(ctx, declared, false)
+}
+
+func (r *Registry) syncFile(ctx context.Context, declared []Definition, sent bool) error {
 	names := map[string]bool{}
 	var mu sync.Mutex // guards refused
 	var refused []error
@@ -381,7 +421,7 @@ func (r *Registry) SyncFile(ctx context.Context, declared []Definition) error {
 	for _, d := range declared {
 		names[d.Name] = true
 		group.Go(func() error {
-			err := r.declare(all, d)
+			err := r.declare(all, d, sent)
 			if errors.Is(err, ErrEpochs) || errors.Is(err, ErrStart) {
 				mu.Lock()
 				defer mu.Unlock()
@@ -410,19 +450,20 @@ func (r *Registry) SyncFile(ctx context.Context, declared []Definition) error {
 const syncAtOnce = 16
 
 // declare makes a subscriber what the file says.
-func (r *Registry) declare(ctx context.Context, d Definition) error {
+func (r *Registry) declare(ctx context.Context, d Definition, sent bool) error {
 	adopt := func(e *Entry) error {
+		sent := sent && !e.says(d)
 		if e.Origin != FromFile {
 			r.log.Info("the configuration file now declares a subscriber that was added by API", "subscriber", d.Name)
 		}
 		start := e.Definition.Start // past: it has begun
-		e.Definition, e.Origin, e.Orphaned = d, FromFile, false
+		e.Definition, e.Origin, e.Orphaned, e.Sent = d, FromFile, false, sent
 		e.Definition.Start = start
 		return nil
 	}
 	e, err := r.update(ctx, d.Name, adopt)
 	if errors.Is(err, ErrNotFound) {
-		e, err = r.create(ctx, d, FromFile)
+		e, err = r.create(ctx, d, FromFile, sent)
 	}
 	if errors.Is(err, jetstream.ErrKeyExists) { // another replica with the same file was quicker
 		e, err = r.update(ctx, d.Name, adopt)

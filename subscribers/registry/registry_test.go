@@ -76,7 +76,7 @@ func openRigWith(t *testing.T, b *broker.Broker, g *rig) *rig {
 	}
 	g.fleet, err = registry.StartFleet(t.Context(), r, deliver.Parts{
 		Broker: b, Recorder: recorder, Positions: positions, Metrics: deliver.NewMetrics(prometheus.NewRegistry()), Log: log,
-	}, func(d registry.Definition) (deliver.Sender, error) {
+	}, func(d registry.Definition, _ bool) (deliver.Sender, error) {
 		return &sender{g, d.Name, d.Deliver.Webhook.URL}, nil
 	}, log)
 	if err != nil {

@@ -75,7 +75,7 @@ func newRig(t *testing.T, b *broker.Broker) *rig {
 	return g
 }
 
-func (g *rig) newSender(d registry.Definition) (deliver.Sender, error) {
+func (g *rig) newSender(d registry.Definition, _ bool) (deliver.Sender, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.broken[d.Name] {

@@ -49,7 +49,7 @@ func newRig(t *testing.T) *rig {
 	}
 	g.fleet, err = registry.StartFleet(t.Context(), g.r, deliver.Parts{
 		Broker: g.b, Recorder: recorder, Metrics: deliver.NewMetrics(prometheus.NewRegistry()), Log: log,
-	}, func(d registry.Definition) (deliver.Sender, error) { return &sender{g, d.Name}, nil }, log)
+	}, func(d registry.Definition, _ bool) (deliver.Sender, error) { return &sender{g, d.Name}, nil }, log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ func (s *Sender) authorize(cfg Config, opts Options, u *url.URL) (secrets []stri
 	if cfg.Auth == nil {
 		return nil
 	}
-	c := credentials.New(cfg.Auth, credentials.Options{Transport: opts.TokenTransport, Log: opts.Log})
+	c := credentials.New(cfg.Auth, credentials.Options{Egress: opts.Egress, Log: opts.Log})
 	if c.Tokens() {
 		s.access.tokens = c
 	}

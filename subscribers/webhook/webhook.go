@@ -107,13 +107,10 @@ type Options struct {
 	// Rate is how many requests a second to ask leave for in a handshake. 0 asks
 	// for none.
 	Rate float64
-	// TokenTransport reaches token servers; see credentials.Options. Nil means by
-	// any way.
-	TokenTransport *http.Transport
 	// Log gets what happens to tokens and certificates. Nil means nothing.
 	Log *slog.Logger
-	// Egress is how connections are made. Nil: to wherever the URL leads, by the
-	// proxy of the environment.
+	// Egress is how connections are made, also to token servers. Nil: to wherever
+	// the URL leads, by the proxy of the environment.
 	Egress *egress.Way
 }
 

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 )
@@ -55,6 +57,39 @@ func validated(err error) error {
 	return p
 }
 
+// reachable refuses what leads where nothing is ever sent for a URL that came by
+// API, as far as the URL says so itself. Names are judged when they are dialled.
+func (s *server) reachable(definitions []registry.Definition, endpoints []registry.Endpoint) error {
+	var errs []string
+	check := func(path, raw string) {
+		u, err := url.Parse(raw)
+		if raw == "" || err != nil {
+			return // an endpoint has the URL, or Validate has refused it
+		}
+		if err := s.Egress.Check(u); err != nil {
+			errs = append(errs, path+": "+strings.TrimPrefix(err.Error(), egress.RefusedPrefix))
+		}
+	}
+	for _, e := range endpoints {
+		check("endpoints."+e.Name+".url", e.URL)
+	}
+	for _, d := range definitions {
+		if w := d.Deliver.Webhook; w != nil {
+			check("subscribers."+d.Name+".deliver.webhook.url", w.URL)
+			if w.Auth != nil && w.Auth.OAuth2 != nil {
+				check("subscribers."+d.Name+".deliver.webhook.auth.oauth2.tokenURL", w.Auth.OAuth2.TokenURL)
+			}
+		}
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	p := problem(http.StatusUnprocessableEntity, "forbidden-address",
+		"gridfan does not send there for a URL that is added by API; egress.allow in its configuration can name private addresses, and what that file itself declares may lead anywhere")
+	p.Errors = errs
+	return p
+}
+
 // misplaced makes a mistake in a definition of an endpoint that there is not.
 func misplaced(err error) error {
 	if errors.Is(err, registry.ErrNoEndpoint) {
@@ -79,6 +114,9 @@ func (s *server) replace(w http.ResponseWriter, r *http.Request, d registry.Defi
 	}
 	d.Reveal(e.Definition)
 	if err := validated(d.Validate()); err != nil {
+		return nil, err
+	}
+	if err := s.reachable([]registry.Definition{d}, nil); err != nil {
 		return nil, err
 	}
 	e, changed, err := s.Registry.Replace(r.Context(), d, revision)

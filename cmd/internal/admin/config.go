@@ -71,6 +71,9 @@ func (s *server) configApply(w http.ResponseWriter, r *http.Request) (any, error
 		if err := validated(validDeclared(d)); err != nil {
 			return nil, err
 		}
+		if err := s.reachableNew(ctx, d); err != nil {
+			return nil, err
+		}
 		res.Result, err = s.Config.Apply(ctx, d.Endpoints, d.Subscribers, d.Sections, req.DryRun)
 	} else {
 		res.Result, err = s.Config.Reload(ctx, req.DryRun)
@@ -82,6 +85,15 @@ func (s *server) configApply(w http.ResponseWriter, r *http.Request) (any, error
 		res.Pruned, err = s.Registry.Prune(ctx)
 	}
 	return res, err
+}
+
+// reachableNew is reachable for what of a file is not already gridfan's own.
+func (s *server) reachableNew(ctx context.Context, d *Declared) error {
+	endpoints, subscribers, err := s.Registry.Strange(ctx, d.Endpoints, d.Subscribers)
+	if err != nil {
+		return err
+	}
+	return s.reachable(subscribers, endpoints)
 }
 
 func validDeclared(d *Declared) error {

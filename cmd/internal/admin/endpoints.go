@@ -85,6 +85,9 @@ func (s *server) endpointPut(w http.ResponseWriter, r *http.Request) (any, error
 	if err := validated(e.Validate()); err != nil {
 		return nil, err
 	}
+	if err := s.reachable(nil, []registry.Endpoint{e}); err != nil {
+		return nil, err
+	}
 	entry, err := s.Registry.SetEndpoint(r.Context(), e, revision, conditional)
 	return s.endpointAnswer(w, r, entry, err)
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/publish"
@@ -39,6 +40,7 @@ type Parts struct {
 	Registry    *registry.Registry
 	Fleet       *registry.Fleet
 	Config      *config.Live
+	Egress      *egress.Rules
 	DeadLetters *deadletters.Store
 	Books       *books.Books
 	Gatherer    prometheus.Gatherer
@@ -305,6 +307,9 @@ func (s *server) put(w http.ResponseWriter, r *http.Request) (any, error) {
 		return s.replace(w, r, d, revision)
 	}
 	if err := validated(d.Validate()); err != nil {
+		return nil, err
+	}
+	if err := s.reachable([]registry.Definition{d}, nil); err != nil {
 		return nil, err
 	}
 	e, err := s.Registry.Add(r.Context(), d)

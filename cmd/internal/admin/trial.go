@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/filter"
@@ -61,7 +62,7 @@ type Trial struct {
 	Shadow *Shadow `json:"shadow,omitempty"`
 	// Example is the newest event that was transformed.
 	Example *TrialExample `json:"example,omitempty"`
-	// Notes are what looks like a mistake in the filter.
+	// Notes are what looks like a mistake in the filter, or in the subscriber's URL.
 	Notes []string `json:"notes,omitempty"`
 	// Origin is where the subscriber's definition is kept.
 	Origin registry.Origin `json:"origin,omitempty"`
@@ -380,6 +381,9 @@ func (s *server) try(w http.ResponseWriter, r *http.Request) (any, error) {
 		}
 	}
 	t.trial.Origin = entry.Origin
+	if b, ok := s.Fleet.Breaker(entry.Definition.Name); ok && b.State == deliver.BreakerMisconfigured && strings.HasPrefix(b.LastError, egress.RefusedPrefix) {
+		t.trial.Notes = append(t.trial.Notes, "whatever the filter takes, its events wait: "+b.LastError)
+	}
 	ctx, cancel := context.WithTimeout(r.Context(), trialTimeout)
 	defer cancel()
 	if err := s.tryStored(ctx, t, req); err != nil {

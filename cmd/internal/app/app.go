@@ -19,6 +19,7 @@ import (
 	"github.com/gridfan/gridfan/cmd/internal/admin"
 	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/infra/telemetry"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/publish"
@@ -62,6 +63,8 @@ type App struct {
 	public, admin net.Listener
 	failed        chan error // a listener that ended by itself
 	stops         []stopStep
+
+	rules *egress.Rules
 }
 
 type stopStep struct {
@@ -93,6 +96,9 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 
 	// Addresses first: a taken one should show before anything is written.
 	var err error
+	if a.rules, err = egress.New(cfg.Egress); err != nil {
+		return err
+	}
 	if a.public, err = net.Listen("tcp", cfg.Listen.Public); err != nil {
 		return fmt.Errorf("listen.public.addr: %w", err)
 	}
@@ -257,7 +263,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	api := &http.Server{
 		Handler: admin.NewHandler(admin.Parts{
 			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Publisher: publisher, Quarantine: held,
-			Registry: subscribers, Fleet: fleet, Config: live, DeadLetters: dead, Books: kept, Gatherer: metrics, Log: a.log, Stopping: stopping,
+			Registry: subscribers, Fleet: fleet, Egress: a.rules, Config: live, DeadLetters: dead, Books: kept, Gatherer: metrics, Log: a.log, Stopping: stopping,
 		}, cfg.Listen.AdminToken),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
@@ -337,15 +343,16 @@ func (a *App) spooled(ctx context.Context) uint64 {
 	return spool.Waiting
 }
 
-// newSender makes the way out that a definition asks for.
-func (a *App) newSender(d registry.Definition) (deliver.Sender, error) {
+// newSender makes the way out that a definition asks for. Where a stranger says
+// where it leads, the addresses are judged.
+func (a *App) newSender(d registry.Definition, strange bool) (deliver.Sender, error) {
 	keys, err := d.Deliver.Webhook.Sign.Parse()
 	if err != nil {
 		return nil, err
 	}
 	return webhook.New(*d.Deliver.Webhook, webhook.Options{
 		Concurrency: d.Limits.Concurrency, Version: a.opts.Version, Keys: keys, Subscriber: d.Name, Rate: float64(d.Limits.Rate),
-		Log: a.log.With("subscriber", d.Name),
+		Log: a.log.With("subscriber", d.Name), Egress: a.rules.Way(strange),
 	})
 }
 

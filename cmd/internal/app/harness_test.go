@@ -103,13 +103,15 @@ func (g *gridfan) restart(parts ...string) {
 	g.run(parts...)
 }
 
-// configuration is a whole file for a store in dir.
+// configuration is a whole file for a store in dir. Subscribers that are added by
+// API may be on this machine.
 func configuration(dir string, parts ...string) string {
 	return fmt.Sprintf(`listen:
   public: { addr: "127.0.0.1:0" }
   admin: { addr: "127.0.0.1:0" }
 broker:
   embedded: { dir: %q, listen: "127.0.0.1:0" }
+egress: { allow: [ 127.0.0.1 ] }
 `, dir) + strings.Join(parts, "\n")
 }
 

@@ -243,6 +243,7 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 	d.call("PUT", "/api/v1/endpoints/wms", fmt.Sprintf(`{"name":"wms","url":%q}`, in.url), 200, "", "If-Match", tag)
 	d.call("PUT", "/api/v1/endpoints/wms", fmt.Sprintf(`{"url":%q}`, in.url), 412, "stale", "If-Match", tag)
 	d.call("PUT", "/api/v1/endpoints/bad", `{"url":"ftp://x"}`, 400, "bad-definition")
+	d.call("PUT", "/api/v1/endpoints/bad", `{"url":"http://169.254.169.254/"}`, 422, "forbidden-address")
 	d.call("PUT", sub("at"), `{"subjects":["events.>"],"deliver":{"webhook":{"endpoint":"wms","path":"/x"}}}`, 200, "")
 	d.call("PUT", sub("lost"), `{"subjects":["events.>"],"deliver":{"webhook":{"endpoint":"none"}}}`, 400, "bad-definition")
 	get("/api/v1/endpoints")

@@ -81,7 +81,7 @@ func Main(ctx context.Context, args []string, env Env) int {
 		n := len(bad)
 		fmt.Fprintf(env.Err, "gridfan: %d %s in the configuration; docs/configuration.md has every key\n", n, map[bool]string{true: "mistake", false: "mistakes"}[n == 1])
 		return exitUsage
-	case errors.As(err, &p) && (p.Code == "bad-definition" || p.Code == "bad-selection"):
+	case errors.As(err, &p) && (p.Code == "bad-definition" || p.Code == "bad-selection" || p.Code == "forbidden-address"):
 		fmt.Fprintf(env.Err, "gridfan: %v\n", err)
 		return exitUsage
 	case errors.As(err, &f):

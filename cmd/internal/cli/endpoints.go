@@ -66,7 +66,8 @@ func newEndpointSet(env Env) *cobra.Command {
 goes on at the new address within a second, on every replica: what was delivered
 stays delivered, and what was not goes there.
 
-An endpoint that the configuration file declares is changed there.`,
+A private or loopback address needs the leave of egress.allow in gridfan's
+configuration. An endpoint that the configuration file declares is changed there.`,
 		Example: "  gridfan endpoints set wms https://wms.example.com/events\n  gridfan subscribe orders --subject 'events.fno.>' --endpoint wms --path /orders",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
@@ -27,6 +28,9 @@ func newSubscribe(env Env) *cobra.Command {
 		Long: `subscribe adds a downstream system: every event whose subject matches one of
 the patterns is posted to the URL from now on, on every replica, without a
 restart. The same call once more changes nothing.
+
+The URL may lead to the Internet. Private and loopback addresses need the leave of
+egress.allow in gridfan's configuration; gridfan dev gives it.
 
 A pattern is a NATS subject: * stands for one token, > for the rest.
   events.fno.*.usmf.>                          all business events of company usmf
@@ -191,7 +195,11 @@ A token for it that could not be had, or that it has not accepted, is asked for 
 			return printJSON(env.Out, s)
 		}
 		text := args[0] + " takes events as it is; there is nothing to probe\n"
-		if s.Breaker != nil && !s.Breaker.Flowing() {
+		switch {
+		case s.Breaker != nil && s.Breaker.State == deliver.BreakerMisconfigured && strings.HasPrefix(s.Breaker.LastError, egress.RefusedPrefix):
+			text = fmt.Sprintf("%s is tried with its next event. Until now:\n%s\n%s\nSee how it went:  gridfan subscribers show %s\n",
+				args[0], s.Breaker.LastError, forbiddenFix(s.Breaker.LastError, s.Origin), args[0])
+		case s.Breaker != nil && !s.Breaker.Flowing():
 			text = fmt.Sprintf("%s is tried with its next event. See how it went:  gridfan subscribers show %s\n", args[0], args[0])
 		}
 		_, err = io.WriteString(env.Out, text)
@@ -491,6 +499,19 @@ func backlogLimit(b deliver.Backlog) string {
 	return limit
 }
 
+// forbiddenFix says what to do about an address that gridfan's rules refuse.
+func forbiddenFix(why string, o registry.Origin) string {
+	other := "give it another URL (gridfan subscribers update --url, gridfan endpoints set)"
+	if !strings.Contains(why, "egress.allow") {
+		return "Nothing opens that address: " + other + "."
+	}
+	fix := "If it is meant, name it in egress.allow of the configuration file and restart gridfan"
+	if o == registry.FromAPI {
+		fix += ", or declare\nthe subscriber in that file"
+	}
+	return fix + "; otherwise " + other + "."
+}
+
 // nextStep says what to do about a subscriber that needs something.
 func nextStep(s admin.Subscriber) string {
 	name := s.Definition.Name
@@ -506,6 +527,8 @@ func nextStep(s admin.Subscriber) string {
 		return "It has everything and gets nothing new. Let it have events again:  gridfan subscribers resume " + name + "\nOr it is done with:  gridfan subscribers delete " + name
 	case s.StandsBy() && len(s.Replicas) > 0:
 		return "The replica that serves it knows why; ask that one:  gridfan subscribers show " + name + " --admin URL"
+	case down && s.Breaker.State == deliver.BreakerMisconfigured && strings.HasPrefix(s.Breaker.LastError, egress.RefusedPrefix):
+		return "Its events wait, because gridfan does not connect to its address:\n" + s.Breaker.LastError + "\n" + forbiddenFix(s.Breaker.LastError, s.Origin) + "\nThen try it at once:  gridfan subscribers probe " + name
 	case down && s.Breaker.State == deliver.BreakerMisconfigured:
 		return "Its endpoint refuses everything; events wait and go out by themselves once it does not.\nLook at the URL and the key: " + s.Breaker.LastError
 	case down && strings.HasPrefix(s.Breaker.LastError, credentials.NoToken):

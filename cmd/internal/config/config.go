@@ -25,6 +25,7 @@ import (
 	"strings"
 
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/publish"
@@ -42,6 +43,7 @@ type Config struct {
 	Sources     []ingress.Source      // at least one, sorted by name
 	Subscribers []registry.Definition // sorted by name; more can be added live
 	Endpoints   []registry.Endpoint   // sorted by name; the same
+	Egress      egress.Config
 
 	// Files are those that it refers to, sorted.
 	Files []string

@@ -18,6 +18,7 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/auth"
 	"github.com/gridfan/gridfan/router/ingress"
@@ -239,6 +240,11 @@ subscribers:
     subjects: events.>
     deliver: { webhook: { url: http://localhost/, format: original, handshake: true, sign: ed25519 } }
 endpoints: { wms: { url: "https://${env:HOST}/in?code=${env:CODE}" } }
+egress:
+  allow: [ "${env:NET}", wms.corp.example, "*.lab.example" ]
+  proxy: "http://gridfan:${env:CODE}@proxy.corp.example:3128"
+  noProxy: [ corp.example, 10.0.0.0/8 ]
+  proxyResolves: true
 `
 
 const external = `
@@ -412,7 +418,11 @@ func TestParse(t *testing.T) {
 				},
 			}},
 			Endpoints: []registry.Endpoint{{Name: "wms", URL: "https://wms.example.com/in?code=canary-code-in-url"}},
-			Files:     []string{"/run/secrets/key"},
+			Egress: egress.Config{
+				Allow: []string{"10.20.0.0/16", "wms.corp.example", "*.lab.example"},
+				Proxy: secret.New("http://gridfan:canary-code-in-url@proxy.corp.example:3128"), NoProxy: []string{"corp.example", "10.0.0.0/8"}, ProxyResolves: true,
+			},
+			Files: []string{"/run/secrets/key"},
 		}},
 		{"external broker", external, &Config{
 			Listen: Listen{Public: ":8080", Admin: "127.0.0.1:8081"},
@@ -510,8 +520,8 @@ func TestOddInput(t *testing.T) {
 		{"too large", strings.Repeat("# \n", 500_000), "f:1:1: the file is larger than 1048576 bytes\n"},
 		{"wide characters before", "{ ü: 1, \"é\": 2 }",
 			"f:1:1: sources: want at least one source (examples/gridfan.yaml is a complete one)\n" +
-				"f:1:3: unknown key; known here: listen, broker, storage, sources, subscribers, endpoints\n" +
-				"f:1:9: unknown key; known here: listen, broker, storage, sources, subscribers, endpoints\n"},
+				"f:1:3: unknown key; known here: listen, broker, storage, sources, subscribers, endpoints, egress\n" +
+				"f:1:9: unknown key; known here: listen, broker, storage, sources, subscribers, endpoints, egress\n"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

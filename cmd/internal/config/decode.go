@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -86,6 +87,13 @@ func (d *decoder) config(root *value) *Config {
 	c.Retention.Replay = d.duration(storage.get("replay"))
 	c.Retention.OnFull = retention.Policy(d.choice(storage.get("onFull")))
 	d.validated(c.Retention.Validate(), root, "")
+
+	out := root.get("egress")
+	c.Egress.Allow = d.texts(out.get("allow"))
+	c.Egress.Proxy = d.proxy(out.get("proxy"))
+	c.Egress.NoProxy = d.texts(out.get("noProxy"))
+	c.Egress.ProxyResolves = d.boolean(out.get("proxyResolves"))
+	d.validated(c.Egress.Validate(), root, "")
 
 	for _, f := range sorted(root.get("sources")) {
 		s := d.source(f)
@@ -302,6 +310,16 @@ func (d *decoder) secret(v *value) secret.String {
 	if s != "" && references == 0 {
 		d.warnings = append(d.warnings, Problem{d.file, v.at.line, v.at.column, v.path,
 			"keys in the file are readable by everyone who can read it; use ${env:NAME} or ${file:/path}"})
+	}
+	return secret.New(s)
+}
+
+// proxy reads the address of a proxy, which is secret only with a password in it.
+func (d *decoder) proxy(v *value) secret.String {
+	s, references := d.scalar(v)
+	if u, err := url.Parse(s); err == nil && u.User != nil && references == 0 {
+		d.warnings = append(d.warnings, Problem{d.file, v.at.line, v.at.column, v.path,
+			"passwords in the file are readable by everyone who can read it; use ${env:NAME} or ${file:/path}"})
 	}
 	return secret.New(s)
 }

@@ -140,6 +140,10 @@ var accepted = []string{
 	"subscribers.<name>.breaker.probes",
 	"subscribers.<name>.breaker.rampUp",
 	"endpoints.<name>.url",
+	"egress.allow",
+	"egress.proxy",
+	"egress.noProxy",
+	"egress.proxyResolves",
 }
 
 // later holds the keys of capabilities still to come. They are refused by name:
@@ -160,8 +164,6 @@ var later = map[string]string{
 	"subscribers.<name>.deliver.sse":        "delivery as server-sent events is not part of this version yet; use webhook",
 
 	"subscribers.<name>.deliver.webhook.transform": "transforms (jq) are not part of this version yet; remove the key",
-
-	"egress": "egress rules are not part of this version yet; remove the key",
 }
 
 // laterValues does the same for values of keys that are known.

@@ -87,7 +87,7 @@ func (c *Config) Sections() map[string]string {
 	}
 	sections := map[string]string{}
 	for name, parts := range map[string]any{
-		"listen": c.Listen, "broker": []any{b, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, "sources": c.Sources,
+		"listen": c.Listen, "broker": []any{b, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, "sources": c.Sources, "egress": c.Egress,
 	} {
 		text, err := json.Marshal(parts)
 		if err != nil {
@@ -173,7 +173,7 @@ func (l *Live) Reload(ctx context.Context, dryRun bool) (Result, error) {
 	if !dryRun {
 		l.look(c.Files)
 	}
-	res, err := l.apply(ctx, c.Endpoints, c.Subscribers, c.Sections(), dryRun)
+	res, err := l.apply(ctx, c.Endpoints, c.Subscribers, c.Sections(), dryRun, l.registry.Sync)
 	if err != nil || dryRun {
 		return res, err
 	}
@@ -216,14 +216,18 @@ func (l *Live) bad(problems []string) {
 }
 
 // Apply makes the subscribers and endpoints that files declare those given, which
-// are valid, or says what that would change. sections are digests of the rest.
+// are valid and came by API, or says what that would change. sections are digests
+// of the rest.
 func (l *Live) Apply(ctx context.Context, endpoints []registry.Endpoint, subscribers []registry.Definition, sections map[string]string, dryRun bool) (Result, error) {
 	l.one.Lock()
 	defer l.one.Unlock()
-	return l.apply(ctx, endpoints, subscribers, sections, dryRun)
+	return l.apply(ctx, endpoints, subscribers, sections, dryRun, l.registry.SyncSent)
 }
 
-func (l *Live) apply(ctx context.Context, endpoints []registry.Endpoint, subscribers []registry.Definition, sections map[string]string, dryRun bool) (Result, error) {
+func (l *Live) apply(
+	ctx context.Context, endpoints []registry.Endpoint, subscribers []registry.Definition, sections map[string]string, dryRun bool,
+	sync func(context.Context, []registry.Endpoint, []registry.Definition) error,
+) (Result, error) {
 	res := Result{NeedsRestart: []string{}}
 	if sections != nil {
 		res.NeedsRestart = Differing(l.State().Sections, sections)
@@ -232,7 +236,7 @@ func (l *Live) apply(ctx context.Context, endpoints []registry.Endpoint, subscri
 	if res.Changes, err = l.registry.Plan(ctx, endpoints, subscribers); err != nil || dryRun {
 		return res, err
 	}
-	err = l.registry.Sync(ctx, endpoints, subscribers)
+	err = sync(ctx, endpoints, subscribers)
 	var refused *registry.RefusedError
 	if errors.As(err, &refused) {
 		for _, e := range refused.Errors {

@@ -76,6 +76,7 @@ func (w *world) configuration() string {
 broker:
   %s
 storage: { maxBytes: 2GiB }
+egress: { allow: [ 127.0.0.1 ] }
 sources:
   fo: { kind: fno, push: { auth: none } }
   eg: { kind: eventgrid, push: { auth: none } }
