@@ -210,7 +210,7 @@ func TestOAuth2Failures(t *testing.T) {
 		}, "HTTP 400: bad: why", true, 0},
 		{"in trouble", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", "30")
-			http.Error(w, "<html>"+canary, 503)
+			http.Error(w, "<html>"+canary, http.StatusServiceUnavailable)
 		}, "HTTP 503", false, 30 * time.Second},
 		{"throttled", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(429) }, "HTTP 429", false, 0},
 		{"redirect", func(w http.ResponseWriter, r *http.Request) {

@@ -343,9 +343,8 @@ func TestPanickingLibrary(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		s := newSource(func(context.Context) (string, time.Time, error) {
-			var m map[string]int
-			m["canary"] = 1
-			return "", time.Time{}, nil
+			var m any = "canary"
+			return "", m.(time.Time), nil
 		}, slog.New(slog.NewTextHandler(&log, nil)))
 		if e := wantNone(t, s); !strings.Contains(e.Reason, "panic") || strings.Contains(e.Reason+log.String(), "canary") {
 			t.Errorf("got %+v; %s", e, &log)
