@@ -28,7 +28,7 @@ import (
 // go meanwhile may be in it or not; all others are. Whoever wants to know only how
 // many there are calls CountSubjects.
 func (b *Broker) SubjectCounts(ctx context.Context, stream, filter string) (map[string]uint64, error) {
-	return subjectCounts(func(offset int) (*streamInfo, error) { return b.ask(ctx, stream, filter, offset) })
+	return subjectCounts(pageOverlap, func(offset int) (*streamInfo, error) { return b.ask(ctx, stream, filter, offset) })
 }
 
 // Counted is how many subjects match, and what the whole stream holds.
@@ -109,7 +109,7 @@ const (
 
 // subjectCounts puts pages together. Each must begin no later than the one before
 // ended: then whatever was there all the time is in one of them.
-func subjectCounts(page func(offset int) (*streamInfo, error)) (map[string]uint64, error) {
+func subjectCounts(overlap int, page func(offset int) (*streamInfo, error)) (map[string]uint64, error) {
 	all := map[string]uint64{}
 	last := ""
 	for offset, tries := 0, 0; tries < pagesMost; tries++ {
@@ -123,7 +123,7 @@ func subjectCounts(page func(offset int) (*streamInfo, error)) (map[string]uint6
 		}
 		first, end := bounds(info.State.Subjects)
 		if offset > 0 && (n == 0 || first > last) {
-			offset = max(0, offset-pageOverlap) // more went than pages share
+			offset = max(0, offset-overlap) // more went than pages share
 			continue
 		}
 		maps.Copy(all, info.State.Subjects)
@@ -131,7 +131,7 @@ func subjectCounts(page func(offset int) (*streamInfo, error)) (map[string]uint6
 		if offset+n >= info.Total {
 			return all, nil
 		}
-		offset = max(offset+n-pageOverlap, offset+1)
+		offset = max(offset+n-overlap, offset+1)
 	}
 	return nil, errors.New("its subjects change faster than they can be listed; try again later")
 }

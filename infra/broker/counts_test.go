@@ -4,30 +4,36 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/broker/brokertest"
 )
 
-// put stores a small message on each of n subjects.
+// put stores a small message on each of n subjects. Only some are acknowledged, but
+// all come over one connection: an acknowledgement is for those before it too.
 func put(t *testing.T, b *broker.Broker, n int, subject func(i int) string) {
 	t.Helper()
-	js := b.JetStream()
+	nc, js, err := b.Connect("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
 	for i := range n {
-		if _, err := js.PublishMsgAsync(&nats.Msg{Subject: subject(i), Data: []byte("x")}); err != nil {
+		if i%1000 == 999 || i == n-1 {
+			_, err = js.Publish(t.Context(), subject(i), []byte("x"))
+		} else {
+			err = nc.Publish(subject(i), []byte("x"))
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
-		if i%1000 == 999 {
-			<-js.PublishAsyncComplete()
-		}
 	}
-	<-js.PublishAsyncComplete()
 }
 
 // However few or many are on the retry lane, everybody's are counted, also after
@@ -135,41 +141,48 @@ func TestCountsOfAStreamThatIsGone(t *testing.T) {
 	}
 }
 
-// More subjects than the server tells in one answer.
-func TestSubjectCountsInPages(t *testing.T) {
+// A page of the server's begins at an offset among the sorted subjects, and one
+// behind the end tells how many there are.
+func TestPagesOfTheServer(t *testing.T) {
 	b := brokertest.New(t)
-	const n = 100_000 + 1
-	put(t, b, n, func(i int) string { return broker.RetryWaiting("a", uint64(i)) })
-	got, err := b.SubjectCounts(t.Context(), broker.StreamRetry, broker.RetryWaitingAll("a"))
+	const n, offset = 300, 120
+	var all []string
+	put(t, b, n, func(i int) string {
+		all = append(all, broker.RetryWaiting("a", uint64(i)))
+		return all[i]
+	})
+	put(t, b, 5, func(i int) string { return broker.RetryWaiting("b", uint64(i)) })
+	slices.Sort(all)
+	got, total, err := broker.SubjectsFrom(t.Context(), b, broker.StreamRetry, broker.RetryWaitingAll("a"), offset)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != n || got[broker.RetryWaiting("a", 0)] != 1 || got[broker.RetryWaiting("a", n-1)] != 1 {
-		t.Errorf("%d subjects, want %d", len(got), n)
+	if d := cmp.Diff(all[offset:], slices.Sorted(maps.Keys(got))); d != "" || total != n {
+		t.Errorf("of %d (-want +got):\n%s", total, d)
 	}
-	all, err := b.CountSubjects(t.Context(), broker.StreamRetry, broker.RetryWaitingAll("a"))
-	if err != nil || all.Subjects != n || all.Messages != n || all.Bytes < n {
-		t.Errorf("counted %+v, %v", all, err)
+	c, err := b.CountSubjects(t.Context(), broker.StreamRetry, broker.RetryWaitingAll("a"))
+	if err != nil || c.Subjects != n || c.Messages != n+5 || c.Bytes < n {
+		t.Errorf("counted %+v, %v", c, err)
 	}
 }
 
 // What is there all the time is listed, however much comes and goes between pages.
 func TestPagesMissNothing(t *testing.T) {
-	const page, n = 3 * broker.PageOverlap, 10 * broker.PageOverlap
+	const overlap, page, n = 100, 300, 1000
 	name := func(i int) string { return fmt.Sprintf("s.%07d", i) }
 	for what, change := range map[string]func(round int, have []string) []string{
 		"nothing":          func(_ int, have []string) []string { return have },
-		"the first few go": func(_ int, have []string) []string { return have[100:] },
+		"the first few go": func(_ int, have []string) []string { return have[overlap/2:] },
 		"more go than pages share": func(round int, have []string) []string {
 			if round > 2 {
 				return have
 			}
-			return have[2*broker.PageOverlap:]
+			return have[2*overlap:]
 		},
 		"nearly all go": func(_ int, have []string) []string { return have[max(0, len(have)-5):] },
 		"all go":        func(int, []string) []string { return nil },
 		"more come":     func(round int, have []string) []string { return append([]string{fmt.Sprintf("r.%d", round)}, have...) },
-		"the last go":   func(_ int, have []string) []string { return have[:len(have)-100] },
+		"the last go":   func(_ int, have []string) []string { return have[:len(have)-overlap/2] },
 		"and one in two": func(round int, have []string) []string {
 			return slices.DeleteFunc(have, func(s string) bool { return round == 1 && s[len(s)-1]%2 == 0 })
 		},
@@ -180,7 +193,7 @@ func TestPagesMissNothing(t *testing.T) {
 				have = append(have, name(i))
 			}
 			rounds := 0
-			got, err := broker.ListSubjects(func(offset int) (map[string]uint64, int) {
+			got, err := broker.ListSubjects(overlap, func(offset int) (map[string]uint64, int) {
 				if rounds++; rounds > 1 {
 					have = change(rounds-1, slices.Clone(have))
 					slices.Sort(have)

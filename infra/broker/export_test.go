@@ -28,18 +28,24 @@ const LinksName = linksName
 // Alarm looks at the fill levels now.
 func Alarm(b *Broker) { b.alarm() }
 
-// ListSubjects puts pages of sorted subjects together; page answers with one and
-// with how many subjects there are.
-func ListSubjects(page func(offset int) (subjects map[string]uint64, total int)) (map[string]uint64, error) {
-	return subjectCounts(func(offset int) (*streamInfo, error) {
+// ListSubjects puts pages of sorted subjects together, which share some; page
+// answers with one and with how many subjects there are.
+func ListSubjects(overlap int, page func(offset int) (subjects map[string]uint64, total int)) (map[string]uint64, error) {
+	return subjectCounts(overlap, func(offset int) (*streamInfo, error) {
 		var info streamInfo
 		info.State.Subjects, info.Total = page(offset)
 		return &info, nil
 	})
 }
 
-// PageOverlap is how many subjects two pages share.
-const PageOverlap = pageOverlap
+// SubjectsFrom asks the server for a stream's subjects from one on.
+func SubjectsFrom(ctx context.Context, b *Broker, stream, filter string, offset int) (subjects map[string]uint64, total int, err error) {
+	info, err := b.ask(ctx, stream, filter, offset)
+	if err != nil {
+		return nil, 0, err
+	}
+	return info.State.Subjects, info.Total, nil
+}
 
 // ListMost is up to how many subjects of RETRY are listed to be counted.
 const ListMost = listMost
