@@ -494,6 +494,49 @@ func TestStopAndResume(t *testing.T) {
 	}
 }
 
+// TestReplaysOverlap resumes a replay after another one has sent the same events:
+// each of the two is delivered all the same, and recorded.
+func TestReplaysOverlap(t *testing.T) {
+	g := newRig(t)
+	ids := g.publish(0, 100)
+	g.waitFor("the first time", func() bool { return len(g.received()) == 100 && g.idle() })
+	s := g.open()
+	replay := func() *deadletters.Job {
+		t.Helper()
+		j, _, err := s.Replay(t.Context(), name, deadletters.Range{From: deadletters.Point{Sequence: 1}}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return j
+	}
+	hang := make(chan struct{})
+	g.hangs(hang)
+	first := replay()
+	g.waitFor("a full lane", func() bool { return g.backlog().Retry >= 16 })
+	if _, err := s.Stop(t.Context(), first.ID); err != nil {
+		t.Fatal(err)
+	}
+	if now := g.await(s, first.ID); now.State != deadletters.Stopped || now.Done >= 100 {
+		t.Fatalf("%+v", now)
+	}
+	close(hang)
+	g.waitFor("what was sent", g.idle)
+	if now := g.await(s, replay().ID); now.State != deadletters.Done || now.Done != 100 {
+		t.Fatalf("%+v", now)
+	}
+	g.waitFor("the second replay", g.idle)
+	if _, err := s.Resume(t.Context(), first.ID); err != nil {
+		t.Fatal(err)
+	}
+	if now := g.await(s, first.ID); now.State != deadletters.Done || now.Done != 100 {
+		t.Fatalf("%+v", now)
+	}
+	g.waitFor("everything", g.idle)
+	if d := cmp.Diff(every(ids, 3), g.received()); d != "" {
+		t.Errorf("delivered (-want +got):\n%s", d)
+	}
+}
+
 // TestFreshFirst leaves the slots to fresh events while there are some: of eight
 // slots a job takes one.
 func TestFreshFirst(t *testing.T) {

@@ -108,8 +108,8 @@ func (c *Counts) skip(why string) {
 const hopStride = 1_000_000
 
 // hop is that of the events a replay sends. The number of a job is the bucket's
-// revision when it was begun, which only grows, so it is far beyond every hop
-// that an event has had before.
+// revision when it was begun, or gone on with, which only grows, so it is far
+// beyond every hop that an event has had before.
 func (j *Job) hop() int { return int(j.Number) * hopStride }
 
 // keepJobs is how many ended jobs stay listed.

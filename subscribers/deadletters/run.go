@@ -46,6 +46,7 @@ const closeGrace = 5 * time.Second
 // has some.
 func (s *Store) watch() {
 	defer s.watcher.Stop()
+	loaded := false
 	for {
 		var u jetstream.KeyValueEntry
 		ok := false
@@ -57,6 +58,12 @@ func (s *Store) watch() {
 			return // stopped
 		}
 		if u == nil { // the end of what there was
+			loaded = true
+			s.mu.Lock()
+			for _, k := range s.active {
+				s.attend(k.job.Subscriber)
+			}
+			s.mu.Unlock()
 			continue
 		}
 		var j Job
@@ -70,14 +77,21 @@ func (s *Store) watch() {
 		s.mu.Lock()
 		if j.State.active() {
 			s.active[u.Key()] = known{j, u.Revision()}
-			if !s.workers[j.Subscriber] {
-				s.workers[j.Subscriber] = true
-				s.running.Go(func() { s.serve(j.Subscriber) })
+			if loaded { // else another one may come first
+				s.attend(j.Subscriber)
 			}
 		} else {
 			delete(s.active, u.Key())
 		}
 		s.mu.Unlock()
+	}
+}
+
+// attend sees to it that a subscriber's jobs are worked on. The caller holds mu.
+func (s *Store) attend(subscriber string) {
+	if !s.workers[subscriber] {
+		s.workers[subscriber] = true
+		s.running.Go(func() { s.serve(subscriber) })
 	}
 }
 
@@ -106,13 +120,18 @@ func (s *Store) ended(id string, revision uint64) {
 }
 
 // turn gives the job of a subscriber whose turn it is: they go one after the
-// other, so that no event is sent by two of them. Without one its worker is
+// other, so that no event is sent by two of them, and one with a portion that a
+// crash may have left unfinished before all others. Without one its worker is
 // forgotten.
 func (s *Store) turn(subscriber string) (id string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for other, k := range s.active {
-		if k.job.Subscriber == subscriber && (id == "" || number(other) < number(id)) {
+		if k.job.Subscriber != subscriber {
+			continue
+		}
+		begun, was := len(k.job.Open) > 0, len(s.active[id].job.Open) > 0
+		if id == "" || begun && !was || begun == was && number(other) < number(id) {
 			id = other
 		}
 	}
@@ -222,9 +241,6 @@ func (s *Store) work(ctx context.Context, id string) (revision uint64, err error
 		}
 	}
 	r.job.Owner = s.owner
-	if r.job.Number == 0 {
-		r.job.Number = r.revision
-	}
 	if r.job.Rate > 0 {
 		// A quarter of a second's worth at once: less often is not looked.
 		r.limit = rate.NewLimiter(rate.Limit(r.job.Rate), int(max(1, math.Ceil(float64(r.job.Rate)/4))))
@@ -268,6 +284,10 @@ func (r *run) begin(ctx context.Context) error {
 		}
 		r.job.Open = nil
 	}
+	// From here on it is the newest: another replay may have sent the same events
+	// while this one was stopped, and what has a smaller hop than that would pass
+	// for settled. It is stored with the next portion, whose copies have it.
+	r.job.Number = r.revision
 	switch sel := r.job.Selection; {
 	case r.job.State == Stopping:
 	case r.job.Kind == Replay:
