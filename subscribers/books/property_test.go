@@ -2,7 +2,9 @@ package books_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -15,6 +17,7 @@ import (
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/books"
+	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 )
@@ -23,7 +26,68 @@ import (
 type world struct {
 	*rig
 	*rand.Rand
-	there map[string]bool // subscribers
+	letters *deadletters.Store // nil while stopped
+	there   map[string]bool    // subscribers
+	before  map[string]bool    // there was one of the name before
+}
+
+func newWorld(t *testing.T, seed uint64) *world {
+	t.Helper()
+	w := &world{
+		rig: newRig(t), Rand: rand.New(rand.NewPCG(seed, 1)),
+		there: map[string]bool{}, before: map[string]bool{},
+	}
+	w.openLetters()
+	t.Cleanup(w.closeLetters)
+	return w
+}
+
+func (w *world) openLetters() {
+	w.t.Helper()
+	var err error
+	w.letters, err = deadletters.Open(context.Background(), deadletters.Parts{
+		Broker: w.b, Recorder: w.recorder, Registry: w.r, Fleet: w.fleet, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) closeLetters() {
+	if w.letters != nil {
+		w.letters.Close()
+		w.letters = nil
+	}
+}
+
+// metered says whether a subscriber has metrics: they go when its worker is gone.
+func (w *world) metered(name string) bool {
+	w.t.Helper()
+	families, err := w.metrics.Gather()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "subscriber" && l.GetValue() == name {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// jobs gives the redrives, drops and replays of a subscriber, or of all for an
+// empty name, that have not ended.
+func (w *world) jobs(name string) []deadletters.Job {
+	w.t.Helper()
+	all, err := w.letters.Jobs(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return slices.DeleteFunc(all, func(j deadletters.Job) bool { return j.Ended != nil || name != "" && j.Subscriber != name })
 }
 
 // step is something that can happen. Add one here for whatever must not make an
@@ -38,6 +102,8 @@ var (
 	names    = []string{"a", "b", "c", "d", "e"}
 	subjects = []string{"events.fno.prod.usmf.A", "events.fno.prod.usmf.B", "events.fno.test.brmf.A", "events.cloudevents.shop.orders.X"}
 	patterns = []string{"events.>", "events.fno.>", "events.*.*.usmf.A", "events.fno.test.>", "events.cloudevents.shop.orders.X"}
+	// The last one can't be decided, and makes dead letters.
+	filters = []string{"", "", "int(event.id) % 3 != 0", "event.data.none == 1"}
 )
 
 var steps = []step{
@@ -49,21 +115,39 @@ var steps = []step{
 		}
 		// Only the time tells a subscriber from the one before it, so that one's
 		// attempts must have ended.
-		waitFor(w.t, "the worker before is gone", func() bool { _, running := w.fleet.Breaker(name); return !running })
-		d := definition(name, patterns[w.IntN(len(patterns))])
-		if w.IntN(2) == 0 {
-			d.Subjects = append(d.Subjects, patterns[w.IntN(len(patterns))])
-		}
+		waitFor(w.t, "the worker before is gone", func() bool {
+			return !w.metered(name) && len(w.jobs(name)) == 0
+		})
+		d := definition(name)
+		w.wish(&d)
 		if w.IntN(3) == 0 {
 			d.Start = registry.Beginning
 		}
 		w.add(d)
 		w.there[name] = true
 	}},
+	{"update", 3, func(w *world) {
+		name := w.somebody()
+		if name == "" {
+			return
+		}
+		e, err := w.r.Get(w.t.Context(), name)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		d := e.Definition
+		w.wish(&d)
+		// There is an end to how often the subjects of one may change that does
+		// not get on.
+		if _, _, err := w.r.Replace(w.t.Context(), d, 0); err != nil && !errors.Is(err, registry.ErrEpochs) {
+			w.t.Fatal(err)
+		}
+	}},
 	{"delete", 1, func(w *world) {
 		if name := w.somebody(); name != "" {
 			w.delete(name)
 			delete(w.there, name)
+			w.before[name] = true
 		}
 	}},
 	{"pause", 2, func(w *world) {
@@ -71,12 +155,45 @@ var steps = []step{
 			w.pause(name, w.IntN(2) == 0)
 		}
 	}},
+	{"redrive", 3, func(w *world) {
+		if name := w.bereaved(); name != "" {
+			w.order(w.letters.Redrive(w.t.Context(), name, w.selection(), 0))
+		}
+	}},
+	{"drop", 1, func(w *world) {
+		if name := w.bereaved(); name != "" {
+			w.order(w.letters.Drop(w.t.Context(), name, w.selection()))
+		}
+	}},
+	{"replay", 2, func(w *world) {
+		name := w.somebody()
+		if name == "" {
+			return
+		}
+		e, err := w.r.Get(w.t.Context(), name)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		from := uint64(1)
+		if w.before[name] {
+			// An event from before its start could be one that the subscriber of
+			// the name before it got last.
+			from = e.StartSequence
+		}
+		from += w.Uint64N(50)
+		r := deadletters.Range{From: deadletters.Point{Sequence: from}}
+		if w.IntN(2) == 0 {
+			r.To.Sequence = from + w.Uint64N(50)
+		}
+		job, _, err := w.letters.Replay(w.t.Context(), name, r, 0)
+		w.order(job, err)
+	}},
 	{"outage", 5, func(w *world) {
 		if name := w.somebody(); name != "" {
 			w.answer(name, w.mood())
 		}
 	}},
-	{"restart", 1, func(w *world) { w.stop(); w.start() }},
+	{"restart", 1, func(w *world) { w.closeLetters(); w.stop(); w.start(); w.openLetters() }},
 	{"restart of the books", 1, func(w *world) { w.close(); w.open() }},
 	{"kill of the books", 1, func(w *world) { w.books.Crash(); w.open() }},
 	{"reading", 1, func(w *world) {
@@ -92,6 +209,48 @@ var steps = []step{
 	}},
 }
 
+// wish gives a definition what its subscriber wants from now on.
+func (w *world) wish(d *registry.Definition) {
+	switch w.IntN(3) {
+	case 0:
+		d.Filter = filters[w.IntN(len(filters))]
+		if len(d.Subjects) > 0 {
+			return
+		}
+	case 1:
+		d.Filter = filters[w.IntN(len(filters))]
+	}
+	d.Subjects = []string{patterns[w.IntN(len(patterns))]}
+	if w.IntN(2) == 0 {
+		d.Subjects = append(d.Subjects, patterns[w.IntN(len(patterns))])
+	}
+}
+
+// selection chooses among a subscriber's dead letters.
+func (w *world) selection() deadletters.Selection {
+	if w.IntN(2) == 0 {
+		return deadletters.Selection{All: true}
+	}
+	return deadletters.Selection{Reason: []string{"422", "503", "no answer"}[w.IntN(3)]}
+}
+
+// order waits sometimes until a job has ended, which it need not.
+func (w *world) order(job *deadletters.Job, err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if job == nil || w.IntN(2) == 0 {
+		return
+	}
+	for deadline := time.Now().Add(200 * time.Millisecond); time.Now().Before(deadline); {
+		if j, err := w.letters.Job(w.t.Context(), job.ID); err != nil || j.Ended != nil {
+			return
+		}
+		time.Sleep(5 * time.Millisecond) // sleep: it goes on by itself
+	}
+}
+
 // somebody gives a subscriber, if there is one.
 func (w *world) somebody() string {
 	var there []string
@@ -104,6 +263,22 @@ func (w *world) somebody() string {
 		return ""
 	}
 	return there[w.IntN(len(there))]
+}
+
+// bereaved gives a subscriber with dead letters, if there is one.
+func (w *world) bereaved() string {
+	for range 2 * len(names) {
+		name := w.somebody()
+		if name == "" {
+			break
+		}
+		if b, err := w.r.Backlog(w.t.Context(), name); err != nil {
+			w.t.Fatal(err)
+		} else if b.DeadLetters > 0 {
+			return name
+		}
+	}
+	return ""
 }
 
 // mood is how a subscriber answers from now on.
@@ -140,23 +315,32 @@ func (w *world) run(n int) (story []string) {
 	return story
 }
 
-// calm ends all trouble and gives the books when nothing is under way.
-func (w *world) calm() *books.Reading {
+// calm ends all trouble and gives the books when nothing is under way: first
+// those with what is paused, then those when everybody has everything.
+func (w *world) calm() (held, done *books.Reading) {
 	w.t.Helper()
 	for name := range w.there {
 		w.answer(name, nil)
+	}
+	rest := func(jobs bool, busy func(books.Subscriber) bool) *books.Reading {
+		w.t.Helper()
+		for deadline := time.Now().Add(time.Minute); ; {
+			r := w.read()
+			if r.Settled && !slices.ContainsFunc(r.Subscribers, busy) && (!jobs || len(w.jobs("")) == 0) {
+				return r
+			}
+			if time.Now().After(deadline) {
+				w.t.Fatalf("it does not come to rest: %+v, jobs %+v", r, w.jobs(""))
+			}
+		}
+	}
+	held = rest(false, func(s books.Subscriber) bool {
+		return s.Pending+s.InRetry > 0 || s.State == books.StateOpen && s.Parked > 0
+	})
+	for name := range w.there {
 		w.pause(name, false)
 	}
-	for deadline := time.Now().Add(time.Minute); ; {
-		r := w.read()
-		busy := func(s books.Subscriber) bool { return s.Pending+s.InRetry+s.Parked > 0 }
-		if r.Settled && !slices.ContainsFunc(r.Subscribers, busy) {
-			return r
-		}
-		if time.Now().After(deadline) {
-			w.t.Fatalf("it does not come to rest: %+v", r)
-		}
-	}
+	return held, rest(true, func(s books.Subscriber) bool { return s.Pending+s.InRetry+s.Parked > 0 })
 }
 
 func waitFor(t testing.TB, what string, ok func() bool) {
@@ -179,17 +363,21 @@ func TestBalance(t *testing.T) {
 	}
 	for _, seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			w := &world{newRig(t), rand.New(rand.NewPCG(seed, 1)), map[string]bool{}}
+			w := newWorld(t, seed)
 			story := w.run(100)
-			r := w.calm()
-			if !r.Balanced || len(r.Losses) > 0 {
-				t.Errorf("after %q: lost %+v", story, r.Losses)
+			held, r := w.calm()
+			for when, r := range map[string]*books.Reading{"with some paused": held, "at rest": r} {
+				if !r.Balanced || len(r.Losses) > 0 {
+					t.Errorf("%s, after %q: lost %+v", when, story, r.Losses)
+				}
+				for _, s := range r.Subscribers {
+					if s.State != books.StateDeleted && (s.Balance != 0 || len(s.Problems) > 0 || r != held && len(s.Notes) > 0) {
+						t.Errorf("%s: %+v", when, s)
+					}
+				}
 			}
 			for _, s := range r.Subscribers {
-				if s.State == books.StateDeleted {
-					continue
-				}
-				if s.Balance != 0 || len(s.Problems)+len(s.Notes) > 0 || s.Matched != s.Delivered+s.DeadLetters {
+				if s.State != books.StateDeleted && s.Matched+s.Replayed != s.Delivered+s.Filtered+s.DeadLetters+s.Dropped {
 					t.Errorf("%+v", s)
 				}
 			}

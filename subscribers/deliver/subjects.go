@@ -57,3 +57,17 @@ func CoversSubject(a, b string) bool {
 	}
 	return len(as) == len(bs)
 }
+
+// OverlapSubjects says whether there are subjects that both patterns match.
+func OverlapSubjects(a, b string) bool {
+	as, bs := strings.Split(a, "."), strings.Split(b, ".")
+	for i := range min(len(as), len(bs)) {
+		switch {
+		case as[i] == ">" || bs[i] == ">":
+			return true
+		case as[i] != "*" && bs[i] != "*" && as[i] != bs[i]:
+			return false
+		}
+	}
+	return len(as) == len(bs)
+}

@@ -38,3 +38,23 @@ func TestMatchSubject(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+func TestOverlapSubjects(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		want bool
+	}{
+		{"events.fno.>", "events.*.*.usmf.A", true},
+		{"events.fno.>", "events.fno.prod", true},
+		{"events.fno.>", "events.fno", false},
+		{"events.fno.*", "events.*.prod", true},
+		{"events.fno.*", "events.*.prod.usmf", false},
+		{"events.fno.>", "events.cloudevents.>", false},
+		{"events.a", "events.a", true},
+		{"events.a", "events.b", false},
+	} {
+		if deliver.OverlapSubjects(tt.a, tt.b) != tt.want || deliver.OverlapSubjects(tt.b, tt.a) != tt.want {
+			t.Errorf("%s and %s: want %v", tt.a, tt.b, tt.want)
+		}
+	}
+}

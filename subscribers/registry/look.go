@@ -165,13 +165,40 @@ func (r *Registry) pending(ctx context.Context, s Space, e Entry, cursor *jetstr
 	if cursor == nil {
 		return 0, nil // about to be made
 	}
-	n := int(cursor.NumPending) + cursor.NumAckPending
-	open := e.open(cursor.AckFloor.Stream)
-	if n == 0 || len(open.Epochs) == 1 && slices.Equal(filters(cursor.Config), open.filter()) {
+	if n, exact := counted(e, cursor); exact {
 		return n, nil
 	}
-	// The cursor counts what any of its epochs matches.
-	n = cursor.NumAckPending
+	return r.unsettled(ctx, s, e, cursor)
+}
+
+// Pending counts the events of a subscriber that are not settled: never tried, or
+// being tried. cursor is its own on EVENTS, which may let through more than the
+// subscriber wants while its subjects change; nil: it is about to be made.
+func (r *Registry) Pending(ctx context.Context, e Entry, cursor *jetstream.ConsumerInfo) (int, error) {
+	if cursor == nil {
+		cursor = &jetstream.ConsumerInfo{}
+	} else if n, exact := counted(e, cursor); exact {
+		return n, nil
+	}
+	s, err := r.Space(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return r.unsettled(ctx, s, e, cursor)
+}
+
+// counted gives what a cursor counts, and whether that is what its subscriber has
+// to come.
+func counted(e Entry, cursor *jetstream.ConsumerInfo) (n int, exact bool) {
+	n = int(cursor.NumPending) + cursor.NumAckPending
+	open := e.open(cursor.AckFloor.Stream)
+	return n, n == 0 || len(open.Epochs) == 1 && slices.Equal(filters(cursor.Config), open.filter())
+}
+
+// unsettled counts by epochs: the cursor counts what any of them matches.
+func (r *Registry) unsettled(ctx context.Context, s Space, e Entry, cursor *jetstream.ConsumerInfo) (int, error) {
+	open := e.open(cursor.AckFloor.Stream)
+	n := cursor.NumAckPending
 	for i, epoch := range open.Epochs {
 		from, end := max(epoch.From, cursor.Delivered.Stream+1), open.end(i)
 		if epoch.From == 0 || from > s.Last || end > 0 && from >= end {
