@@ -124,7 +124,9 @@ func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
 		w.breaker.stop()
 		return nil, err
 	}
+	w.mu.Lock() // its breaker may have opened already
 	w.now = now
+	w.mu.Unlock()
 	return w, nil
 }
 
