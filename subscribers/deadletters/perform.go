@@ -166,6 +166,7 @@ func (r *run) copy(it item) (*nats.Msg, error) {
 		}
 	}
 	h.Set(deliver.HeaderSubscriber, it.record.Subscriber)
+	h.Set(deliver.HeaderAdded, deliver.Added(r.job.Added))
 	h.Set(deliver.HeaderOriginSequence, strconv.FormatUint(it.record.Sequence, 10))
 	h.Set(deliver.HeaderOriginSubject, it.record.Subject)
 	h.Set(deliver.HeaderHop, strconv.Itoa(it.hop))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -474,6 +475,41 @@ func TestForeignMessagesBecomeDeadLetters(t *testing.T) {
 	waitFor(t, "settlements", func() bool { return r.settled("dead-letter") == 2 && r.settled("delivered") == 1 })
 	if got := r.stored(broker.StreamDeadLetters)["gridfan.deadletters.a.undecodable"]; got != 2 {
 		t.Errorf("%d dead letters, want 2", got)
+	}
+}
+
+// What was put on the retry lane while its subscriber was being deleted is not for
+// the one that is added under its name afterwards.
+func TestLeftByTheOneBefore(t *testing.T) {
+	for _, o := range []deliver.Ordering{deliver.Unordered, deliver.Strict} {
+		t.Run(string(o), func(t *testing.T) {
+			r := newRig(t)
+			r.publish(0, 1)
+			for i, subject := range []string{broker.RetryDue("a"), broker.RetryDueIn("a", 6, "all-"), broker.RetryBehind("a", 7, "all-")} {
+				e := event.Event{ID: "old", Source: "/s", Type: "t"}
+				h, body := e.Encode()
+				m := &nats.Msg{Subject: subject, Header: h, Data: body}
+				for name, value := range map[string]string{
+					deliver.HeaderAdded: deliver.Added(time.Now().Add(-time.Hour)), deliver.HeaderOriginSequence: strconv.Itoa(5 + i), deliver.HeaderOriginSubject: "events.x",
+					deliver.HeaderHop: strconv.Itoa(i + 1), deliver.HeaderRounds: "0", deliver.HeaderAttempts: "1",
+				} {
+					m.Header.Set(name, value)
+				}
+				if _, err := r.b.JetStream().PublishMsg(t.Context(), m); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := newSender(ok)
+			cfg := fastConfig()
+			cfg.Ordering = o
+			r.start("a", cfg, s)
+			waitFor(t, "an empty retry lane", func() bool { return len(r.stored(broker.StreamRetry)) == 0 && r.settled("delivered") == 1 })
+			r.publish(1, 3)
+			waitFor(t, "what is its own", func() bool { return r.settled("delivered") == 3 })
+			if n, _ := s.count(); n != 3 {
+				t.Errorf("%d were sent, want 3", n)
+			}
+		})
 	}
 }
 

@@ -520,8 +520,15 @@ func (l *lane) take(m message, probed func()) *delivery {
 		l.mu.Unlock()
 		return nil
 	}
-	if broken == nil && l.w.passed(o, l.fresh) {
+	// Somebody may have put it on the retry lane while its subscriber was being
+	// deleted, which is not this one.
+	strange := o.added != "" && o.added != Added(l.w.sub.Created)
+	if broken == nil && (strange || l.w.passed(o, l.fresh)) {
 		l.mu.Unlock()
+		if strange {
+			l.w.log.Info("left on the retry lane by a subscriber of this name that was deleted; dropped", "event", o.sequence)
+			l.w.ended(d)
+		}
 		if l.w.gate != nil && o.hop == 0 && l.w.gate.passed(o.sequence) {
 			l.look()
 		}

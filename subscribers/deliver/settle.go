@@ -25,6 +25,7 @@ import (
 // Headers of messages on the retry lane and of dead letters.
 const (
 	HeaderSubscriber     = "Gridfan-Subscriber"
+	HeaderAdded          = "Gridfan-Added"           // which subscriber of that name, see Added
 	HeaderOriginSequence = "Gridfan-Origin-Sequence" // place in EVENTS
 	HeaderOriginSubject  = "Gridfan-Origin-Subject"
 	HeaderHop            = "Gridfan-Hop"      // trips over the retry lane
@@ -56,6 +57,7 @@ type origin struct {
 	hop      int
 	rounds   int
 	attempts int
+	added    string // as HeaderAdded; empty for the event itself
 }
 
 func eventOrigin(m message) (origin, error) {
@@ -64,7 +66,7 @@ func eventOrigin(m message) (origin, error) {
 
 func retryOrigin(m message) (origin, error) {
 	h := m.header()
-	o := origin{subject: h.Get(HeaderOriginSubject)}
+	o := origin{subject: h.Get(HeaderOriginSubject), added: h.Get(HeaderAdded)}
 	var errs [4]error
 	o.sequence, errs[0] = strconv.ParseUint(h.Get(HeaderOriginSequence), 10, 64)
 	o.hop, errs[1] = strconv.Atoi(h.Get(HeaderHop))
@@ -287,6 +289,7 @@ func (w *worker) carry(d *delivery) nats.Header {
 		}
 	}
 	h.Set(HeaderSubscriber, w.sub.Name)
+	h.Set(HeaderAdded, Added(w.sub.Created))
 	h.Set(HeaderOriginSequence, strconv.FormatUint(d.origin.sequence, 10))
 	h.Set(HeaderOriginSubject, d.origin.subject)
 	h.Set(HeaderAttempts, strconv.Itoa(d.attempts))
@@ -299,8 +302,11 @@ func (w *worker) carry(d *delivery) nats.Header {
 // once however often it is stored. A subscriber that is deleted and added again
 // is another one, with messages of its own.
 func MsgID(subscriber string, created time.Time, sequence uint64, hop int) string {
-	return fmt.Sprintf("%s-%x-%d-%d", subscriber, created.UnixMilli(), sequence, hop)
+	return fmt.Sprintf("%s-%s-%d-%d", subscriber, Added(created), sequence, hop)
 }
+
+// Added tells a subscriber from the one before it of the same name.
+func Added(created time.Time) string { return strconv.FormatInt(created.UnixMilli(), 16) }
 
 // storing is how an attempt to store something for a delivery ended.
 type storing int
