@@ -539,7 +539,7 @@ func (l *lane) take(m message, probed func()) *delivery {
 	}
 	// Another message for the same event may be in hand; this one comes again
 	// when it is known how that ended.
-	if broken == nil && !l.w.settled.begin(o.sequence) {
+	if broken == nil && !l.w.hands.begin(o.sequence) {
 		l.mu.Unlock()
 		return nil
 	}
@@ -712,7 +712,7 @@ func (l *lane) giveBack(d *delivery) {
 // letGo ends the holding of a delivery, and gives what the broker listens to.
 func (l *lane) letGo(d *delivery) message {
 	if d.broken == nil {
-		l.w.settled.end(d.origin.sequence)
+		l.w.hands.end(d.origin.sequence)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -787,34 +787,42 @@ func (w *worker) passed(o origin, fresh bool) bool {
 // than can be in flight when an ack is lost or a retry comes twice.
 const settledLast = 8192
 
-// settled remembers the progress of the events settled last, and which ones are
-// in hand.
-type settled struct {
-	mu     sync.Mutex // guards all below
-	order  []uint64
-	next   int
-	of     map[uint64]progress
-	inHand map[uint64]bool
+// hands are which events a worker has in hand.
+type hands struct {
+	mu sync.Mutex // guards in
+	in map[uint64]bool
 }
 
 // begin takes an event in hand, unless it is already.
-func (s *settled) begin(sequence uint64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.inHand[sequence] {
+func (h *hands) begin(sequence uint64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.in[sequence] {
 		return false
 	}
-	if s.inHand == nil {
-		s.inHand = map[uint64]bool{}
+	if h.in == nil {
+		h.in = map[uint64]bool{}
 	}
-	s.inHand[sequence] = true
+	h.in[sequence] = true
 	return true
 }
 
-func (s *settled) end(sequence uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.inHand, sequence)
+func (h *hands) end(sequence uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.in, sequence)
+}
+
+// settled remembers the progress of the events settled last, for all workers that
+// one subscriber has in this process, one after another: what a worker acked last
+// may come once more to the next one.
+type settled struct {
+	added time.Time // of the subscriber
+
+	mu    sync.Mutex // guards all below
+	order []uint64
+	next  int
+	of    map[uint64]progress
 }
 
 func (s *settled) get(sequence uint64) (progress, bool) {

@@ -32,6 +32,11 @@ type Recorder struct {
 	room   chan struct{} // a token for each record that may wait
 	done   chan struct{}
 
+	// workers holds what the workers of this process have settled last, by
+	// subscriber.
+	telling sync.Mutex // guards workers
+	workers map[string]*settled
+
 	// settled holds what was recorded lately, by other processes too that may
 	// have died since, and when: the broker may not have seen the acks. last is the block up to which
 	// it was read.
@@ -79,7 +84,7 @@ func NewRecorder(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Reco
 	rec := &Recorder{
 		broker: b, js: js, log: log,
 		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), room: make(chan struct{}, maxQueued), done: make(chan struct{}),
-		settled: map[place][]recalled{},
+		settled: map[place][]recalled{}, workers: map[string]*settled{},
 	}
 	if err := rec.refresh(ctx); err != nil {
 		return nil, fmt.Errorf("read the last settlements: %w", err)
@@ -206,6 +211,25 @@ func poke(c chan struct{}) {
 	case c <- struct{}{}:
 	default:
 	}
+}
+
+// settledOf gives what the subscriber's workers before have settled last.
+func (rec *Recorder) settledOf(subscriber string, added time.Time) *settled {
+	rec.telling.Lock()
+	defer rec.telling.Unlock()
+	s := rec.workers[subscriber]
+	if s == nil || !s.added.Equal(added) {
+		s = &settled{added: added}
+		rec.workers[subscriber] = s
+	}
+	return s
+}
+
+// Forget drops what is remembered of a subscriber that is gone.
+func (rec *Recorder) Forget(subscriber string) {
+	rec.telling.Lock()
+	defer rec.telling.Unlock()
+	delete(rec.workers, subscriber)
 }
 
 // Write records what did not come from a worker, and returns when it is on the

@@ -275,7 +275,8 @@ type worker struct {
 	dead    *share // of DEADLETTERS
 	retries *share // of RETRY
 	surplus surplus
-	settled settled
+	settled *settled
+	hands   hands
 	outage  outage
 
 	stopped   context.Context // ends when no more may be fetched
@@ -297,7 +298,7 @@ func start(ctx context.Context, of *Worker) (*worker, error) {
 	}
 	w := &worker{
 		Worker: of, conn: nc, js: js, link: newLink(nc),
-		slots: newSlots(sub.Config.Limits.Concurrency),
+		slots: newSlots(sub.Config.Limits.Concurrency), settled: of.parts.Recorder.settledOf(sub.Name, sub.Created),
 	}
 	w.stopped, w.stop = context.WithCancel(context.Background())
 	w.abandoned, w.abandon = context.WithCancel(context.Background())

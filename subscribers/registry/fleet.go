@@ -386,6 +386,7 @@ func (k *keeper) apply(want *Entry) error {
 	if want == nil {
 		k.end(changeGrace)
 		k.fleet.parts.Metrics.Forget(k.name)
+		k.fleet.parts.Recorder.Forget(k.name)
 		return nil
 	}
 	if !want.settled() {
