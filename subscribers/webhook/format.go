@@ -55,6 +55,19 @@ func (c Config) ValidateBatch(path string) error {
 	return errors.Join(errs...)
 }
 
+// Preview writes an event as Send would, or as an array as SendBatch would, without
+// a signature. The result is the caller's.
+func (s *Sender) Preview(e *event.Event, batch bool) (header http.Header, body []byte) {
+	if batch {
+		header, _, body = s.array([]*event.Event{e})
+	} else {
+		header, _, body = s.one(e)
+	}
+	header = header.Clone()
+	s.addOwn(header, e)
+	return header, body
+}
+
 // one writes a single event. own says that the header is this request's and not
 // shared.
 func (s *Sender) one(e *event.Event) (header http.Header, own bool, body []byte) {

@@ -66,6 +66,7 @@ func newHandler(p Parts, token secret.String) (http.Handler, []string) {
 	api.Handle("GET /api/v1/subscribers/{name}", handle(s.show))
 	api.Handle("PUT /api/v1/subscribers/{name}", handle(s.put))
 	api.Handle("DELETE /api/v1/subscribers/{name}", handle(s.delete))
+	api.Handle("GET /api/v1/subscribers/{name}/asyncapi", handle(s.asyncAPI))
 	api.Handle("GET /api/v1/subscribers/{name}/shed", handle(s.shed))
 	api.Handle("POST /api/v1/subscribers/{name}/pause", handle(s.pause))
 	api.Handle("POST /api/v1/subscribers/{name}/drain", handle(s.drain))

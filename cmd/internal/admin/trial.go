@@ -406,73 +406,85 @@ const (
 	trialFetchWait  = time.Second
 )
 
-// tryStored reads the events that are asked for, oldest first.
+// tryStored tries the events that are asked for, oldest first.
 func (s *server) tryStored(ctx context.Context, t *Trier, req TrialRequest) error {
+	left, err := s.readStored(ctx, req.Subjects, req.Since, req.Last, t.message)
+	switch {
+	case err != nil:
+		return err
+	case ctx.Err() != nil && left > 0:
+		t.trial.Stopped = fmt.Sprintf("the time was up after %s, with %d events to go", trialTimeout, left)
+	case left > 0:
+		t.trial.Stopped = fmt.Sprintf("%d events were looked at, which is the most", req.Last)
+	default:
+		t.trial.Complete = true
+	}
+	return nil
+}
+
+// readStored gives up to last events on the subjects to yield, oldest first: those
+// since a time, or the newest. left is how many there were besides, when it
+// stops for their number or for the time.
+func (s *server) readStored(ctx context.Context, subjects []string, since *time.Time, last int, yield func(jetstream.Msg) error) (left int, err error) {
 	// A connection of its own: what it asks for does not stand before others.
 	nc, js, err := s.Broker.Connect("test")
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer nc.Close()
 	stream, err := js.Stream(ctx, broker.StreamEvents)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	state := stream.CachedInfo().State
-	subjects := deliver.MinimiseSubjects(req.Subjects)
+	subjects = deliver.MinimiseSubjects(subjects)
 	var c jetstream.Consumer
 	skip := 0
-	if req.Since != nil {
-		c, err = reader(ctx, stream, subjects, jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: req.Since})
+	if since != nil {
+		c, err = reader(ctx, stream, subjects, jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: since})
 	} else {
-		c, skip, err = newest(ctx, stream, subjects, state, req.Last)
+		c, skip, err = newest(ctx, stream, subjects, state, last)
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		_ = stream.DeleteConsumer(ctx, c.CachedInfo().Name) // otherwise it goes by itself
 	}()
-	left := int(c.CachedInfo().NumPending)
+	left = int(c.CachedInfo().NumPending)
 	for left > 0 && ctx.Err() == nil {
 		batch, err := c.FetchBytes(trialFetchBytes, jetstream.FetchMaxWait(trialFetchWait))
 		if err != nil {
-			return err
+			return left, err
 		}
 		got := false
 		for m := range batch.Messages() {
 			got = true
-			left--
 			switch {
 			case skip > 0:
 				skip--
-			case t.trial.Events == req.Last:
-				t.trial.Stopped = fmt.Sprintf("%d events were looked at, which is the most", req.Last)
-				return nil
+			case last == 0:
+				return left, nil
 			default:
-				if err := t.message(m); err != nil {
-					return err
+				last--
+				if err := yield(m); err != nil {
+					return left, err
 				}
 			}
-			if left == 0 || ctx.Err() != nil {
+			if left--; left == 0 || ctx.Err() != nil {
 				break // what comes after was not there when this began
 			}
 		}
 		if !got {
 			if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) {
-				return err
+				return left, err
 			}
 			left = 0 // what was left is trimmed
 		}
 	}
-	if ctx.Err() != nil && left > 0 {
-		t.trial.Stopped = fmt.Sprintf("the time was up after %s, with %d events to go", trialTimeout, left)
-		return nil
-	}
-	t.trial.Complete = true
-	return nil
+	return left, nil
 }
 
 func (t *Trier) message(m jetstream.Msg) error {

@@ -87,7 +87,7 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 
 func newSubscribers(env Env) *cobra.Command {
 	return group(&cobra.Command{Use: "subscribers", Short: "List, show, change, test, pause, drain and delete subscribers", Aliases: []string{"subscriber"}},
-		newList(env), newShow(env), newUpdate(env), newTest(env), newPause(env, true), newDrain(env), newPause(env, false), newRotateKey(env), newProbe(env), newShed(env), newDelete(env))
+		newList(env), newShow(env), newAsyncAPI(env), newUpdate(env), newTest(env), newPause(env, true), newDrain(env), newPause(env, false), newRotateKey(env), newProbe(env), newShed(env), newDelete(env))
 }
 
 func newList(env Env) *cobra.Command {
