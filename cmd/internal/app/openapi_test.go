@@ -202,6 +202,8 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 	})
 	get("/api/v1/status")
 	get("/api/v1/subscribers")
+	get(sub("full") + "/asyncapi?last=10")
+	d.call("GET", sub("full")+"/asyncapi?last=0", "", 400, "bad-parameter")
 	get(sub("full") + "/shed?limit=10")
 	d.call("GET", sub("full")+"/shed?limit=0", "", 400, "bad-parameter")
 	get("/api/v1/deadletters?subscriber=refuses")
