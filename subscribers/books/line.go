@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
@@ -99,6 +100,9 @@ func scanLine(v []byte) (l line, ok bool) {
 				return l, false
 			}
 			text := value[1 : len(value)-1]
+			if !utf8.Valid(text) {
+				return l, false // encoding/json replaces what is not
+			}
 			switch name[0] {
 			case 's':
 				l.subscriber = text

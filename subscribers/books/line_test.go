@@ -65,6 +65,7 @@ func FuzzLine(f *testing.F) {
 	} {
 		f.Add(bytes.TrimSpace(block(f, r)))
 	}
+	f.Add([]byte(`{"subscriber":"a","seq":17,"hop":0,"outcome":"` + "\xff" + `delivered","time":"1970-01-01T00:00:01Z"}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		quick, ok := scanLine(text)
 		if !ok || !json.Valid(text) {
