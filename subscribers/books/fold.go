@@ -278,6 +278,8 @@ func (f *fold) record(l line) {
 		c.Retries++
 	case deliver.RecordTried:
 		c.Tried++
+	case deliver.RecordBehind, deliver.RecordLocked:
+		// They move an event, and the stock on the retry lane tells of those.
 	default:
 		f.Unreadable++
 	}

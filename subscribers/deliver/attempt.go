@@ -32,6 +32,12 @@ func (w *worker) work(ds []*delivery) {
 			ready = append(ready, d)
 		}
 	}
+	if w.lender != nil {
+		for _, d := range ready {
+			w.lend(d)
+		}
+		return
+	}
 	for len(ready) > 0 {
 		n := w.fit(ready)
 		w.send(ready[:n])
@@ -48,6 +54,9 @@ func (w *worker) prepare(d *delivery) bool {
 	if w.settledElsewhere(d) {
 		d.lane.settled(d)
 		w.ended(d)
+		return false
+	}
+	if w.lender != nil && w.returned(d) {
 		return false
 	}
 	e, err := event.Decode(d.header(), d.body())

@@ -35,6 +35,9 @@ type delivery struct {
 	// probed is set when it was fetched to find out whether the subscriber is
 	// back: it gives the right to probe to the next one.
 	probed func()
+	// done is told, at the very end, whether it was settled or given back; nil for
+	// nobody.
+	done func(settled bool)
 
 	// What the broker listens to for this message; guarded by lane.mu.
 	handle   message
@@ -697,6 +700,13 @@ func (l *lane) settled(d *delivery) {
 	if err := m.ack(); err != nil {
 		l.w.log.Warn("ack", "error", err)
 	}
+	d.tell(true)
+}
+
+func (d *delivery) tell(settled bool) {
+	if d.done != nil {
+		d.done(settled)
+	}
 }
 
 // giveBack returns a delivery unsettled: it comes again.
@@ -707,6 +717,7 @@ func (l *lane) giveBack(d *delivery) {
 	if err := l.letGo(d).release(); err != nil {
 		l.w.log.Debug("release", "error", err)
 	}
+	d.tell(false)
 }
 
 // letGo ends the holding of a delivery, and gives what the broker listens to.

@@ -72,7 +72,7 @@ func (m *Metrics) of(subscriber string) *series {
 	for _, o := range []Outcome{Delivered, Failed, Rejected, Aborted} {
 		s.attempts[o] = m.attempts.WithLabelValues(subscriber, string(o))
 	}
-	for _, o := range []string{RecordDelivered, RecordFiltered, RecordRetry, RecordBehind, RecordDeadLetter, RecordShed} {
+	for _, o := range []string{RecordDelivered, RecordFiltered, RecordRetry, RecordLocked, RecordBehind, RecordDeadLetter, RecordShed} {
 		s.settled[o] = m.settled.WithLabelValues(subscriber, o)
 	}
 	s.breaker.Set(0)

@@ -57,6 +57,7 @@ type Try struct {
 const (
 	RecordTried    = "tried"    // failed, and kept in hand: no settlement, and Hop stays
 	RecordRetry    = "retry"    // failed, and waits for its next attempt
+	RecordLocked   = "locked"   // handed to a receiver, which is to say before Next what became of it
 	RecordBehind   = "behind"   // waits on the retry lane until those before it are settled
 	RecordRedriven = "redriven" // a dead letter that is sent out anew; Hop is the dead letter's
 	RecordReplayed = "replayed" // an event that is sent once more because somebody asked; Hop is the new one's
@@ -107,7 +108,7 @@ func (r Record) progress() (p progress, ok bool) {
 	case RecordTried, RecordRedriven, RecordReplayed, RecordDropped:
 		return progress{}, false
 	}
-	return progress{r.Hop, r.Outcome != RecordRetry && r.Outcome != RecordBehind}, true
+	return progress{r.Hop, r.Outcome != RecordRetry && r.Outcome != RecordBehind && r.Outcome != RecordLocked}, true
 }
 
 // appendTo appends the record as one line of a block. It is what encoding/json

@@ -416,12 +416,13 @@ func (w *worker) record(d *delivery, r Record) Record {
 // settle records how a delivery ended and then acks it. It is the only way to
 // an ack, but for what the subscriber was never meant to get.
 func (w *worker) settle(d *delivery, r Record) {
-	if d.repeat && r.Outcome != RecordRetry && r.Outcome != RecordBehind {
+	if d.repeat && r.Outcome != RecordRetry && r.Outcome != RecordBehind && r.Outcome != RecordLocked {
 		w.dropRetry(d)
 	}
 	r = w.record(d, r)
-	// Where order is wanted, the next one of the line waits for it.
-	w.parts.Recorder.add(r, w.gate != nil, func() {
+	// Where order is wanted, the next one of the line waits for it; where events are
+	// lent, who asks for them or settles them does.
+	w.parts.Recorder.add(r, w.gate != nil || d.done != nil, func() {
 		w.metrics.settled[r.Outcome].Inc()
 		switch {
 		case r.Outcome == RecordShed:

@@ -76,6 +76,11 @@ type Worker struct {
 	limiter *rate.Limiter
 	pause   *pause
 	metrics *series
+	lender  Lender // nil: events are sent
+
+	holding sync.Mutex // guards held and idle
+	held    bool       // the operator wants it
+	idle    bool       // nobody asks for events
 
 	stopping context.Context // ends when Stop is called
 	halt     context.CancelFunc
@@ -103,9 +108,14 @@ func burstOf(limit rate.Limit) int { return max(1, int(min(float64(limit), maxRa
 // to deliver; for one that wants order, as soon as this replica has the lease.
 // ctx bounds only the start.
 func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
+	lender, _ := sub.Sender.(Lender)
+	if lender != nil {
+		sub.Config = lendConfig(sub.Config)
+	}
 	limit := limitOf(float64(sub.Config.Limits.Rate))
 	w := &Worker{
-		sub: sub, parts: parts, log: parts.Log.With("subscriber", sub.Name), pause: newPause(),
+		sub: sub, parts: parts, log: parts.Log.With("subscriber", sub.Name), pause: newPause(), lender: lender,
+		held: sub.Paused, idle: lender != nil,
 		limiter: rate.NewLimiter(limit, burstOf(limit)),
 	}
 	if _, ok := sub.Sender.(BatchSender); sub.Config.Limits.Batch.Events > 0 && !ok {
@@ -113,7 +123,7 @@ func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
 	}
 	w.breaker = newBreaker(sub.Config.Breaker, sub.Config.Limits.Concurrency, parts.Board, sub.Name, w.breakerChanged)
 	w.stopping, w.halt = context.WithCancel(context.Background())
-	w.pause.set(sub.Paused)
+	w.pause.set(w.held || w.idle)
 	w.metrics = parts.Metrics.of(sub.Name)
 	if sub.Config.Ordering != Unordered && sub.Config.Ordering != "" {
 		w.owning.Go(w.own)
@@ -127,6 +137,9 @@ func Start(ctx context.Context, sub Subscriber, parts Parts) (*Worker, error) {
 	w.mu.Lock() // its breaker may have opened already
 	w.now = now
 	w.mu.Unlock()
+	if lender != nil {
+		lender.Serve(w)
+	}
 	return w, nil
 }
 
@@ -212,7 +225,12 @@ func (w *Worker) Stop(grace time.Duration) {
 }
 
 // SetPaused pauses or resumes fetching. Attempts under way are finished.
-func (w *Worker) SetPaused(paused bool) { w.pause.set(paused) }
+func (w *Worker) SetPaused(paused bool) {
+	w.holding.Lock()
+	defer w.holding.Unlock()
+	w.held = paused
+	w.pause.set(w.held || w.idle)
+}
 
 // Breaker tells how the subscriber is doing.
 func (w *Worker) Breaker() BreakerStatus { return w.breaker.status() }
@@ -288,6 +306,9 @@ type worker struct {
 
 	gone  context.Context // ends when stopAll returns
 	leave context.CancelFunc
+
+	lending   sync.Mutex       // guards retryLane
+	retryLane jetstream.Stream // nil until it is asked for
 }
 
 func start(ctx context.Context, of *Worker) (*worker, error) {
@@ -379,6 +400,9 @@ const (
 
 // window is how many events one lane holds ready.
 func (w *worker) window() int {
+	if w.lender != nil {
+		return lendWindow
+	}
 	n := readyFor * w.sub.Config.Limits.Concurrency
 	switch w.sub.Config.Ordering {
 	case Strict:

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/schemas/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
@@ -43,6 +45,8 @@ type Definition struct {
 // Deliver chooses the way out; exactly one field is set.
 type Deliver struct {
 	Webhook *webhook.Config `json:"webhook,omitempty"`
+	// Pull: its receivers fetch the events.
+	Pull *pull.Config `json:"pull,omitempty"`
 }
 
 // Validate sets defaults and reports every problem, each beginning with the
@@ -68,9 +72,14 @@ func (d *Definition) settle() error {
 			errs = append(errs, fmt.Errorf("%s.subjects[%d]: %w", path, i, err))
 		}
 	}
-	if d.Deliver.Webhook == nil {
-		errs = append(errs, fmt.Errorf("%s.deliver: missing; want webhook: { url: … }", path))
-	} else {
+	switch {
+	case d.Deliver.Webhook == nil && d.Deliver.Pull == nil:
+		errs = append(errs, fmt.Errorf("%s.deliver: missing; want webhook: { url: … } or pull: {}", path))
+	case d.Deliver.Webhook != nil && d.Deliver.Pull != nil:
+		errs = append(errs, fmt.Errorf("%s.deliver: webhook and pull exclude each other; keep one", path))
+	case d.Deliver.Pull != nil:
+		errs = append(errs, d.settlePull(path))
+	default:
 		if err := d.Deliver.Webhook.Validate(path + ".deliver.webhook"); err != nil {
 			errs = append(errs, err)
 		}
@@ -110,11 +119,58 @@ func (d *Definition) settle() error {
 	return errors.Join(errs...)
 }
 
+// settlePull is settle for what is about a subscriber that fetches its events. What
+// is about attempts of ours has no meaning for it and is refused, unless it is the
+// default.
+func (d *Definition) settlePull(path string) error {
+	errs := []error{d.Deliver.Pull.Validate(path + ".deliver.pull")}
+	refuse := func(key, why string) { errs = append(errs, fmt.Errorf("%s.%s: %s", path, key, why)) }
+	for i, key := range d.Deliver.Pull.Keys {
+		if key == hidden {
+			refuse(fmt.Sprintf("deliver.pull.keys[%d]", i), "it is hidden, and there are others than before; give them all")
+		}
+	}
+	var usual deliver.Config
+	_ = usual.Validate("") // of defaults alone
+	same := func(got, usual any) bool {
+		return reflect.ValueOf(got).IsZero() || reflect.DeepEqual(got, usual)
+	}
+	if !same(d.Ordering, usual.Ordering) {
+		refuse("ordering", "a subscriber that fetches its events gets them in no order; remove the key, or deliver to a webhook")
+	}
+	if !same(d.Limits.Concurrency, usual.Limits.Concurrency) {
+		refuse("limits.concurrency", "its receivers take as many events at once as they ask for; remove the key")
+	}
+	if !same(d.Limits.Timeout, usual.Limits.Timeout) {
+		refuse("limits.timeout", "an event is its receiver's for deliver.pull.lockDuration; remove the key")
+	}
+	if !same(d.Limits.Batch, usual.Limits.Batch) {
+		refuse("limits.batch", "its receivers say how many events they want; remove the key")
+	}
+	if !same(d.Retry.Schedule, usual.Retry.Schedule) {
+		refuse("retry.schedule", "an event comes again when its lock runs out or it is released, deliver.pull.maxDeliveryCount times in all; remove the key")
+	}
+	if !same(d.Retry.Faults, usual.Retry.Faults) {
+		refuse("retry.faults", "a lock that runs out is the only failure; remove the key")
+	}
+	if !same(d.Retry.MaxRetryAfter, usual.Retry.MaxRetryAfter) {
+		refuse("retry.maxRetryAfter", "its receivers say how long a released event waits; remove the key")
+	}
+	if !same(d.Breaker, usual.Breaker) {
+		refuse("breaker", "nobody is called, so there is nothing to break; remove the key")
+	}
+	return errors.Join(errs...)
+}
+
 // Redacted returns d without its secrets, for people to see.
 func (d Definition) Redacted() Definition {
 	if d.Deliver.Webhook != nil {
 		w := d.Deliver.Webhook.Redacted()
 		d.Deliver.Webhook = &w
+	}
+	if d.Deliver.Pull != nil {
+		p := d.Deliver.Pull.Redacted()
+		d.Deliver.Pull = &p
 	}
 	return d
 }
@@ -122,6 +178,9 @@ func (d Definition) Redacted() Definition {
 // Reveal puts the secrets of a stored definition in the place of those that
 // Redacted has hidden in d, so that what was read can be changed and sent back.
 func (d *Definition) Reveal(stored Definition) {
+	if p, was := d.Deliver.Pull, stored.Deliver.Pull; p != nil && was != nil && slices.Equal(p.Keys, was.Redacted().Keys) {
+		p.Keys = slices.Clone(was.Keys)
+	}
 	w, was := d.Deliver.Webhook, stored.Deliver.Webhook
 	if w == nil || was == nil {
 		return

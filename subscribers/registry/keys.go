@@ -3,6 +3,10 @@ package registry
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,13 +16,16 @@ import (
 	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
-// Key is a signing key that gridfan made for a subscriber. It prints without its
-// secret.
+// Key is a key that gridfan made for a subscriber: one that signs what is posted to
+// it, or lets in who fetches its events. It prints without its secret.
 type Key struct {
-	ID      string    `json:"id"`     // as webhook.Key.ID
-	Secret  string    `json:"secret"` // as webhook.Key.Reveal writes it
+	// ID begins the SHA-256 of the key, so that both sides can say which they mean,
+	// as webhook.Key.ID.
+	ID string `json:"id"`
+	// Secret is as webhook.Key.Reveal writes it; for receivers, base64 for URLs.
+	Secret  string    `json:"secret"`
 	Created time.Time `json:"created"`
-	// Expires is when it stops signing; zero for the one in use.
+	// Expires is when it is no longer good; zero for the one in use.
 	Expires time.Time `json:"expires,omitzero"`
 }
 
@@ -29,9 +36,15 @@ func (k Key) Format(f fmt.State, _ rune) { fmt.Fprint(f, k.ID+" "+secret.New(k.S
 func (k Key) Public() string {
 	key, err := webhook.ParseKey(k.Secret)
 	if err != nil {
-		return "" // we have made it
+		return "" // it signs nothing
 	}
 	return key.Public()
+}
+
+// signs says whether the key signs what is posted, rather than lets receivers in.
+func (k Key) signs() bool {
+	_, err := webhook.ParseKey(k.Secret)
+	return err == nil
 }
 
 // Shown is what the receiver needs of a key that was just made: the public one of a
@@ -40,22 +53,28 @@ func (k Key) Shown() string { return cmp.Or(k.Public(), k.Secret) }
 
 // fits says whether the key is of the kind that d asks for.
 func (k Key) fits(d Definition) bool {
+	if d.Deliver.Pull != nil {
+		return !k.signs()
+	}
 	key, err := webhook.ParseKey(k.Secret)
 	return err == nil && key.Algorithm() == d.algorithm()
 }
 
-// maxKeys bounds the signatures of a request.
+// maxKeys bounds the signatures of a request, and what a receiver's key is compared with.
 const maxKeys = 5
 
 // Errors about keys that callers tell apart.
 var (
 	ErrNotSigned    = errors.New("its events are not signed")
-	ErrKeysDeclared = errors.New("its signing keys are in its definition")
-	ErrTooManyKeys  = fmt.Errorf("it has %d signing keys, which all still sign", maxKeys)
+	ErrKeysDeclared = errors.New("its keys, or who may fetch its events, are in its definition")
+	ErrTooManyKeys  = fmt.Errorf("it has %d keys, which are all still good", maxKeys)
 )
 
 // ownKeys says whether gridfan makes the subscriber's keys.
 func (d Definition) ownKeys() bool {
+	if p := d.Deliver.Pull; p != nil {
+		return p.OwnKeys()
+	}
 	w := d.Deliver.Webhook
 	return w != nil && w.Sign.On && len(w.Sign.Keys) == 0
 }
@@ -65,10 +84,13 @@ func (d Definition) algorithm() webhook.Algorithm {
 }
 
 // key makes e's keys fit its definition: expired ones go, and if there must be one
-// and is not, it is made. One of another kind than the definition asks for signs on
-// for the overlap, as at any change of keys.
+// and is not, it is made. One that signs otherwise than the definition asks for does
+// so for the overlap, as at any change of keys; one of another way out goes at once.
 func (e *Entry) key(now time.Time) {
-	keys := slices.DeleteFunc(slices.Clone(e.Keys), func(k Key) bool { return !e.Definition.ownKeys() || k.expired(now) })
+	signs := e.Definition.Deliver.Pull == nil
+	keys := slices.DeleteFunc(slices.Clone(e.Keys), func(k Key) bool {
+		return !e.Definition.ownKeys() || k.expired(now) || k.signs() != signs
+	})
 	if len(keys) == 0 {
 		keys = nil
 	}
@@ -76,7 +98,7 @@ func (e *Entry) key(now time.Time) {
 	if !e.Definition.ownKeys() || slices.ContainsFunc(keys, func(k Key) bool { return k.Expires.IsZero() && k.fits(e.Definition) }) {
 		return
 	}
-	e.expireAll(now.Add(e.Definition.Deliver.Webhook.Sign.Overlap.Std()))
+	e.expireAll(now.Add(e.Definition.overlap()))
 	if len(e.Keys) >= maxKeys {
 		// A change of definition is not refused for that: the oldest goes.
 		e.Keys = slices.Clone(e.Keys[:maxKeys-1])
@@ -84,7 +106,15 @@ func (e *Entry) key(now time.Time) {
 	e.addKey(now)
 }
 
-// expireAll lets the keys there are sign no longer than until end.
+// overlap is how long a key is still good after the next one was made.
+func (d Definition) overlap() time.Duration {
+	if p := d.Deliver.Pull; p != nil {
+		return p.Overlap.Std()
+	}
+	return d.Deliver.Webhook.Sign.Overlap.Std()
+}
+
+// expireAll lets the keys there are be good no longer than until end.
 func (e *Entry) expireAll(end time.Time) {
 	e.Keys = slices.Clone(e.Keys)
 	for i, k := range e.Keys {
@@ -98,14 +128,41 @@ func (k Key) expired(now time.Time) bool { return !k.Expires.IsZero() && !k.Expi
 
 // addKey puts a new key before the others.
 func (e *Entry) addKey(now time.Time) {
-	made := webhook.NewKey(e.Definition.algorithm())
-	k := Key{ID: made.ID(), Secret: made.Reveal(), Created: now.UTC()}
+	k := newKey(e.Definition)
+	k.Created = now.UTC()
 	e.Keys, e.NewKey = slices.Insert(slices.Clone(e.Keys), 0, k), &k
 }
 
-// signed gives d with the keys that sign now in its webhook.
+// newKey makes a key such as d asks for.
+func newKey(d Definition) Key {
+	if d.Deliver.Pull == nil {
+		made := webhook.NewKey(d.algorithm())
+		return Key{ID: made.ID(), Secret: made.Reveal()}
+	}
+	b := make([]byte, accessKey)
+	_, _ = rand.Read(b) // it never fails
+	sum := sha256.Sum256(b)
+	// It may stand in a URL.
+	return Key{ID: hex.EncodeToString(sum[:4]), Secret: base64.RawURLEncoding.EncodeToString(b)}
+}
+
+// accessKey is how many random bytes a key for receivers has.
+const accessKey = 32
+
+// signed gives d with the keys that are good now.
 func (e Entry) signed(d Definition, now time.Time) Definition {
 	if !d.ownKeys() {
+		return d
+	}
+	if d.Deliver.Pull != nil {
+		p := *d.Deliver.Pull
+		p.Keys = nil
+		for _, k := range e.Keys {
+			if !k.expired(now) {
+				p.Keys = append(p.Keys, k.Secret)
+			}
+		}
+		d.Deliver.Pull = &p
 		return d
 	}
 	w := *d.Deliver.Webhook
@@ -132,21 +189,21 @@ func (e Entry) nextExpiry() time.Time {
 
 func (k Key) equal(other Key) bool { return k.ID == other.ID && k.Expires.Equal(other.Expires) }
 
-// RotateKey makes a new signing key for a subscriber, NewKey of the answer. The
-// keys before it still sign for the overlap; a negative one means that of the
+// RotateKey makes a new key for a subscriber, NewKey of the answer. The
+// keys before it are still good for the overlap; a negative one means that of the
 // definition.
 func (r *Registry) RotateKey(ctx context.Context, name string, overlap time.Duration) (Entry, error) {
 	e, err := r.update(ctx, name, func(e *Entry) error {
-		w := e.Definition.Deliver.Webhook
+		w, p := e.Definition.Deliver.Webhook, e.Definition.Deliver.Pull
 		switch {
-		case w == nil || !w.Sign.On:
+		case p == nil && (w == nil || !w.Sign.On):
 			return fmt.Errorf("subscriber %q: %w", name, ErrNotSigned)
-		case len(w.Sign.Keys) > 0:
+		case !e.Definition.ownKeys():
 			return fmt.Errorf("subscriber %q: %w", name, ErrKeysDeclared)
 		}
 		now, lasts := time.Now(), overlap
 		if lasts < 0 {
-			lasts = w.Sign.Overlap.Std()
+			lasts = e.Definition.overlap()
 		}
 		e.expireAll(now.Add(lasts))
 		e.Keys = slices.DeleteFunc(e.Keys, func(k Key) bool { return k.expired(now) })

@@ -93,7 +93,7 @@ func newDelivery(name string, records []deliver.Record, accepted time.Time) Deli
 			Time: r.Time, Outcome: r.Outcome, Hop: r.Hop, Status: r.Status, Fault: r.Fault, Reason: r.Reason,
 			Millis: r.Millis, Cause: r.Cause, Probe: r.Probe, Next: r.Next,
 		}
-		if r.Outcome == Delivered || r.Outcome == deliver.RecordRetry || r.Outcome == deliver.RecordTried || r.Status != 0 || r.Fault != "" {
+		if r.Outcome == Delivered || r.Outcome == deliver.RecordRetry || r.Outcome == deliver.RecordTried || r.Outcome == Locked || r.Status != 0 || r.Fault != "" {
 			s.Attempt = made
 		}
 		d.Attempts = max(d.Attempts, made)
@@ -101,8 +101,8 @@ func newDelivery(name string, records []deliver.Record, accepted time.Time) Deli
 		switch r.Outcome {
 		case deliver.RecordTried:
 			d.State = Waiting
-		case deliver.RecordRetry:
-			d.State, d.Next = Retry, r.Next
+		case deliver.RecordRetry, Locked:
+			d.State, d.Next = r.Outcome, r.Next
 		case deliver.RecordRedriven, deliver.RecordReplayed:
 			d.State = Redriven
 		default:
@@ -145,6 +145,10 @@ func (f *Finder) where(ctx context.Context, d *Delivery, h hit, entry registry.E
 			if t, err := time.Parse(time.RFC3339Nano, at); err == nil {
 				d.Next = &t
 			}
+		}
+		if until, err := time.Parse(time.RFC3339Nano, m.Header.Get(deliver.HeaderLockUntil)); err == nil {
+			d.State, d.Next = Locked, &until
+			return nil
 		}
 		d.Detail = held(f, entry)
 		return nil

@@ -125,6 +125,7 @@ const (
 	Unknown    = "unknown"     // there is no record
 
 	Delivered  = deliver.RecordDelivered
+	Locked     = deliver.RecordLocked // a receiver has it, until Next at the latest
 	Filtered   = deliver.RecordFiltered
 	DeadLetter = deliver.RecordDeadLetter
 	Shed       = deliver.RecordShed

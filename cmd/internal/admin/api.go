@@ -65,13 +65,16 @@ type Subscriber struct {
 	Definition registry.Definition `json:"definition"`
 	Origin     registry.Origin     `json:"origin"`
 	Created    time.Time           `json:"created"`
-	// Keys are those that gridfan made and signs with, the newest first.
+	// Keys are those that gridfan made, the newest first; to sign with, or for
+	// receivers.
 	Keys []SigningKey `json:"keys,omitempty"`
 	// SigningKey is what the receiver needs of one that was just made. A key that
 	// both sides have is shown this once; of a pair it is the public one.
 	SigningKey string `json:"signingKey,omitempty"`
 	// PublicKeys are those of its definition's own keys that are pairs.
 	PublicKeys []string `json:"publicKeys,omitempty"`
+	// AccessKey is one for receivers that was just made. It is shown this once.
+	AccessKey string `json:"accessKey,omitempty"`
 	// Note says what is to know of one that was just added; empty otherwise.
 	Note string `json:"note,omitempty"`
 	// Epochs say which events it wanted when, the oldest first.
@@ -106,14 +109,14 @@ type Replica struct {
 	Since time.Time `json:"since"`
 }
 
-// SigningKey is a signing key without its secret.
+// SigningKey is a key that gridfan made, without its secret.
 type SigningKey struct {
 	ID string `json:"id"`
 	// PublicKey is what the receiver verifies with; empty for a key that both
 	// sides have.
 	PublicKey string    `json:"publicKey,omitempty"`
 	Created   time.Time `json:"created"`
-	// Expires is when it stops signing; zero for the one in use.
+	// Expires is when it is no longer good; zero for the one in use.
 	Expires time.Time `json:"expires,omitzero"`
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/trace"
 	"github.com/gridfan/gridfan/subscribers/webhook"
@@ -110,6 +111,8 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 		"Endpoint":            Endpoint{},
 		"EndpointDefinition":  registry.Endpoint{},
 		"Endpoints":           Endpoints{},
+		"Pull":                pull.Config{},
+		"PullEntra":           pull.Entra{},
 		"SigningKey":          SigningKey{},
 		"RotateRequest":       RotateRequest{},
 		"ConfigState":         config.State{},

@@ -272,7 +272,11 @@ func (s *server) one(w http.ResponseWriter, r *http.Request, e registry.Entry) (
 	v := s.view(st)
 	v.Note = e.Note
 	if e.NewKey != nil {
-		v.SigningKey = e.NewKey.Shown()
+		if e.Definition.Deliver.Pull != nil {
+			v.AccessKey = e.NewKey.Secret
+		} else {
+			v.SigningKey = e.NewKey.Shown()
+		}
 	}
 	return v, err
 }

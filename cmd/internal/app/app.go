@@ -21,6 +21,7 @@ import (
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/infra/telemetry"
+	"github.com/gridfan/gridfan/router/auth"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
@@ -29,6 +30,7 @@ import (
 	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/filter"
+	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/retention"
 	"github.com/gridfan/gridfan/subscribers/webhook"
@@ -56,6 +58,9 @@ type App struct {
 	opts   Options
 	log    *slog.Logger
 	broker *broker.Broker
+	pull   *pull.Server
+	// tenants are the keys that tokens of receivers are checked with.
+	tenants *auth.Keys
 	// reached is broker once there is one, for those who ask before.
 	reached   atomic.Pointer[broker.Broker]
 	publisher atomic.Pointer[publish.Publisher] // the same
@@ -128,8 +133,10 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	}
 	probes := http.NewServeMux()
 	admin.Probes(probes, a.health, in.Stopping)
+	a.pull = pull.New(pull.NewMetrics(metrics), a.log)
+	a.tenants = auth.NewKeys(nil, a.log, nil)
 	stopPublic := a.serve("public", public, &http.Server{
-		Handler: withProbes(probes, in),
+		Handler: route(probes, a.pull, in),
 		// A sender that dawdles over its headers or body holds a connection
 		// and no more: Event Grid itself gives up after 30 seconds.
 		ReadHeaderTimeout: 10 * time.Second,
@@ -197,6 +204,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	a.onStop("subscribers", func(context.Context) error { fleet.Stop(a.opts.Grace); return nil })
+	a.pull.Ready()
 	dead, err := deadletters.Open(ctx, deadletters.Parts{
 		Broker: a.broker, Recorder: recorder, Registry: subscribers, Fleet: fleet, Compile: compile, Log: a.log,
 	})
@@ -253,6 +261,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	in.Publish(publisher)
 	a.onStop("public server", stopPublic)
 	a.onStop("ingress", func(context.Context) error { in.Stop(); return nil })
+	a.onStop("receivers", func(context.Context) error { a.pull.Stop(); return nil })
 	sections := a.opts.Sections
 	if sections == nil {
 		sections = cfg.Sections()
@@ -286,14 +295,16 @@ func (a *App) background(name string, run func(context.Context)) {
 	a.onStop(name, func(context.Context) error { cancel(); <-done; return nil })
 }
 
-// withProbes serves the probes beside the ingress. All other paths reach the
-// ingress as they came: ServeMux would answer one with double slashes by a
-// redirect, which stock Azure clients take for success.
-func withProbes(probes, in http.Handler) http.Handler {
+// route serves the probes and those who fetch events beside the ingress. All other
+// paths reach the ingress as they came: ServeMux would answer one with double
+// slashes by a redirect, which stock Azure clients take for success.
+func route(probes, receivers, in http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Path {
-		case "/livez", "/readyz", "/healthz":
+		switch path := r.URL.Path; {
+		case path == "/livez", path == "/readyz", path == "/healthz":
 			probes.ServeHTTP(w, r)
+		case pull.Owns(path):
+			receivers.ServeHTTP(w, r)
 		default:
 			in.ServeHTTP(w, r)
 		}
@@ -346,6 +357,13 @@ func (a *App) spooled(ctx context.Context) uint64 {
 // newSender makes the way out that a definition asks for. Where a stranger says
 // where it leads, the addresses are judged.
 func (a *App) newSender(d registry.Definition, strange bool) (deliver.Sender, error) {
+	if p := d.Deliver.Pull; p != nil {
+		door, err := newDoor(*p, auth.Deps{Keys: a.tenants, Log: a.log})
+		if err != nil {
+			return nil, err
+		}
+		return a.pull.Open(d.Name, *p, door), nil
+	}
 	keys, err := d.Deliver.Webhook.Sign.Parse()
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/webhook"
 )
@@ -67,6 +68,19 @@ var settings = []setting{
 			*s = webhook.Signing{On: true, Algorithm: algorithm, Overlap: s.Overlap}
 		}
 		return nil
+	}},
+	{"pull", []string{"deliver.pull"}, "its receivers fetch the events, as from Event Grid namespaces, with a key that is made and shown once", func(d *registry.Definition, v string) error {
+		if on, err := strconv.ParseBool(v); err != nil || !on {
+			return fmt.Errorf("want true, or --url in its place, got %q", v)
+		}
+		fetched(d)
+		return nil
+	}},
+	{"lock", []string{"deliver.pull.lockDuration"}, "how long an event is its receiver's, with --pull (default 60s)", func(d *registry.Definition, v string) error {
+		return span(v, &fetched(d).LockDuration)
+	}},
+	{"max-deliveries", []string{"deliver.pull.maxDeliveryCount"}, "how often an event is handed out before it becomes a dead letter, with --pull (default 10)", func(d *registry.Definition, v string) error {
+		return number(v, &fetched(d).MaxDeliveryCount)
 	}},
 	{"filter", []string{"filter"}, "CEL expression over the event; others are not sent; try it with gridfan subscribers test", func(d *registry.Definition, v string) error {
 		d.Filter = v
@@ -165,9 +179,16 @@ func limit(v string) string {
 
 func hook(d *registry.Definition) *webhook.Config {
 	if d.Deliver.Webhook == nil {
-		d.Deliver.Webhook = &webhook.Config{}
+		d.Deliver = registry.Deliver{Webhook: &webhook.Config{}}
 	}
 	return d.Deliver.Webhook
+}
+
+func fetched(d *registry.Definition) *pull.Config {
+	if d.Deliver.Pull == nil {
+		d.Deliver = registry.Deliver{Pull: &pull.Config{}}
+	}
+	return d.Deliver.Pull
 }
 
 func number(v string, to *int) error {
@@ -204,6 +225,12 @@ func definitionFlags(c *cobra.Command) (apply func(*registry.Definition) (keys [
 	}
 	c.Flags().Lookup("sign").NoOptDefVal = "true"
 	c.Flags().Lookup("handshake").NoOptDefVal = "true"
+	c.Flags().Lookup("pull").NoOptDefVal = "true"
+	for _, posted := range []string{"url", "endpoint", "path", "format", "sign", "header", "handshake", "auth", "tls"} {
+		for _, fetched := range []string{"pull", "lock", "max-deliveries"} {
+			c.MarkFlagsMutuallyExclusive(posted, fetched)
+		}
+	}
 	c.MarkFlagsMutuallyExclusive("url", "endpoint")
 	c.MarkFlagsMutuallyExclusive("url", "path")
 	return func(d *registry.Definition) (keys []string, err error) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
@@ -18,16 +19,17 @@ func newRotateKey(env Env) *cobra.Command {
 	var asJSON bool
 	var overlap string
 	c := &cobra.Command{
-		Use: "rotate-key NAME", Short: "Make a new signing key for a subscriber",
-		Long: `rotate-key makes a new key, shows it once, and signs with it from now on. The key
-before it signs too until the overlap ends, so that the receiver can exchange it at
+		Use: "rotate-key NAME", Short: "Make a new key for a subscriber",
+		Long: `rotate-key makes a new key and shows it once. For a subscriber that is posted to it
+signs from now on; for one that fetches its events it lets receivers in. The key
+before it is good too until the overlap ends, so that the receiver can exchange it at
 any time in between. A key that has leaked ends at once with --overlap 0s.`,
 		Example: "  gridfan subscribers rotate-key warehouse --overlap 48h",
 		Args:    exactly("NAME"),
 	}
 	client := adminFlags(c, env)
-	c.Flags().StringVar(&overlap, "overlap", "", "how long the key before it still signs (default what deliver.webhook.sign.overlap says, 24h unless set)")
-	c.Flags().BoolVar(&asJSON, "json", false, "print the subscriber as JSON, with the key as signingKey")
+	c.Flags().StringVar(&overlap, "overlap", "", "how long the key before it is still good (default what overlap says in the definition, 24h unless set)")
+	c.Flags().BoolVar(&asJSON, "json", false, "print the subscriber as JSON, with the key as signingKey or accessKey")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		var lasts *deliver.Duration
 		if overlap != "" {
@@ -47,7 +49,11 @@ any time in between. A key that has leaked ends at once with --overlap 0s.`,
 		writeKey(env.Out, s)
 		for _, k := range s.Keys {
 			if !k.Expires.IsZero() {
-				fmt.Fprintf(env.Out, "Key %s signs too until %s: give the receiver the new one before.\n", k.ID, k.Expires.Local().Format(time.DateTime))
+				verb := "signs"
+				if s.Definition.Deliver.Pull != nil {
+					verb = "is good"
+				}
+				fmt.Fprintf(env.Out, "Key %s %s too until %s: give the receiver the new one before.\n", k.ID, verb, k.Expires.Local().Format(time.DateTime))
 			}
 		}
 		_, err = fmt.Fprintf(env.Out, "See its keys:  gridfan subscribers show %s\n", args[0])
@@ -65,6 +71,31 @@ func writeKey(out io.Writer, s *admin.Subscriber) {
 	default:
 		fmt.Fprintf(out, "Signing key of %s, which is shown only now (docs/delivery.md says how to verify):\n  %s\n", s.Definition.Name, s.SigningKey)
 	}
+	if s.AccessKey != "" {
+		fmt.Fprintf(out, "Key of the receivers of %s, which is shown only now:\n  %s\n", s.Definition.Name, s.AccessKey)
+	}
+}
+
+// admission tells in words who may fetch a subscriber's events.
+func admission(s admin.Subscriber, now time.Time) string {
+	p := s.Definition.Deliver.Pull
+	var words []string
+	if p.OwnKeys() {
+		words = ownKeys(s, now)
+	}
+	if n := len(p.Keys); n > 0 {
+		words = append(words, plural(n, "key")+" of its definition")
+	}
+	if p.Entra != nil {
+		words = append(words, "tokens of tenant "+p.Entra.Tenant)
+	}
+	return strings.Join(words, "; ")
+}
+
+// howToFetch is a line that fetches an event. Which address the listener has for
+// receivers is not known here.
+func howToFetch(name string) string {
+	return `curl -X POST -H "Authorization: SharedAccessKey $KEY" 'https://HOST` + pull.Path(name) + `:receive?maxEvents=10'`
 }
 
 // signing tells in words what posts are signed with.
@@ -76,6 +107,11 @@ func signing(s admin.Subscriber, now time.Time) string {
 	case len(sign.Keys) > 0:
 		return fmt.Sprintf("with %s of its definition", plural(len(sign.Keys), "key"))
 	}
+	return "with " + strings.Join(ownKeys(s, now), "; ")
+}
+
+// ownKeys are those that gridfan made.
+func ownKeys(s admin.Subscriber, now time.Time) []string {
 	words := []string{}
 	for _, k := range s.Keys {
 		word := "key " + k.ID
@@ -87,5 +123,5 @@ func signing(s admin.Subscriber, now time.Time) string {
 		}
 		words = append(words, word)
 	}
-	return "with " + strings.Join(words, "; ")
+	return words
 }

@@ -23,11 +23,12 @@ func newSubscribe(env Env) *cobra.Command {
 	var start string
 	var asJSON bool
 	c := &cobra.Command{
-		Use:   "subscribe NAME --subject PATTERN --url URL",
+		Use:   "subscribe NAME --subject PATTERN {--url URL | --pull}",
 		Short: "Add a subscriber to a running gridfan",
 		Long: `subscribe adds a downstream system: every event whose subject matches one of
 the patterns is posted to the URL from now on, on every replica, without a
-restart. The same call once more changes nothing.
+restart. With --pull its receivers fetch the events instead, by the stock clients of
+Event Grid namespaces, or curl. The same call once more changes nothing.
 
 The URL may lead to the Internet. Private and loopback addresses need the leave of
 egress.allow in gridfan's configuration; gridfan dev gives it.
@@ -42,7 +43,8 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
   gridfan subscribe audit --subject 'events.>' --url http://127.0.0.1:9000/ --format cloudevents-binary --start beginning
   gridfan subscribe late --subject 'events.>' --url http://127.0.0.1:9000/ --start 2026-11-01T00:00:00Z
   gridfan subscribe orders --subject 'events.fno.>' --endpoint wms --path /orders
-  gridfan subscribe erp --subject 'events.fno.>' --url https://erp.example.com/in --auth oauth2.tokenURL=https://login.example.com/token --auth oauth2.clientID=gridfan --auth oauth2.clientSecret=@/run/secrets/erp`,
+  gridfan subscribe erp --subject 'events.fno.>' --url https://erp.example.com/in --auth oauth2.tokenURL=https://login.example.com/token --auth oauth2.clientID=gridfan --auth oauth2.clientSecret=@/run/secrets/erp
+  gridfan subscribe nightly --subject 'events.fno.>' --pull --lock 5m`,
 		Args: exactly("NAME"),
 	}
 	client := adminFlags(c, env)
@@ -50,7 +52,7 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 	c.Flags().StringVar(&start, "start", string(registry.Now), "where it begins: now, beginning (everything still stored), a time such as 2026-11-01T00:00:00Z, or the sequence of an event")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the subscriber as JSON")
 	_ = c.MarkFlagRequired("subject") // it fails only for an unknown flag
-	c.MarkFlagsOneRequired("url", "endpoint")
+	c.MarkFlagsOneRequired("url", "endpoint", "pull")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		d.Name = args[0]
 		d.Start = registry.Start(start)
@@ -78,6 +80,11 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 			fmt.Fprintln(env.Out, "Note: "+s.Note)
 		}
 		writeKey(env.Out, s)
+		if d.Deliver.Pull != nil {
+			_, err = fmt.Fprintf(env.Out, "%s can fetch %s\n  subjects  %s\n  receive   %s\nSee how it is doing:  gridfan subscribers show %s\n",
+				d.Name, from, strings.Join(d.Subjects, ", "), howToFetch(d.Name), d.Name)
+			return failed(err)
+		}
 		_, err = fmt.Fprintf(env.Out, "%s gets %s\n  subjects  %s\n  url       %s\nSee how it is doing:  gridfan subscribers show %s\n",
 			d.Name, from, strings.Join(d.Subjects, ", "), where(d), d.Name)
 		return failed(err)
@@ -347,6 +354,9 @@ func doing(s admin.Subscriber, now time.Time) string {
 	if s.StandsBy() {
 		words = strings.TrimSuffix("stands by; "+elsewhere(s, now), "; ")
 	}
+	if s.Definition.Deliver.Pull != nil {
+		words = "ready for its receivers"
+	}
 	if s.State == admin.Draining {
 		words = "draining, " + words
 	}
@@ -415,6 +425,12 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 			row("tls", "%s", shownTLS(h.TLS))
 		}
 	}
+	p := d.Deliver.Pull
+	if p != nil {
+		row("receive", "%s", howToFetch(d.Name))
+		row("lets in", "%s", admission(s, now))
+		row("lock", "%s, %s, then dead letter", p.LockDuration, plural(p.MaxDeliveryCount, "time"))
+	}
 	row("doing", "%s", doing(s, now))
 	if ordered := d.Ordering != "" && d.Ordering != deliver.Unordered; ordered && s.Serving != nil {
 		row("served", "%s", map[bool]string{true: "by this replica; any other one stands by", false: "by another replica; this one stands by"}[*s.Serving])
@@ -428,17 +444,23 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 	if held, oldest := holding(s, now); s.Held != nil {
 		row("holds", "%s of EVENTS, its oldest undelivered event is %s old", held, oldest)
 	}
-	row("ordering", "%s", d.Ordering)
-	row("concurrency", "%d", d.Limits.Concurrency)
+	if p == nil {
+		row("ordering", "%s", d.Ordering)
+		row("concurrency", "%d", d.Limits.Concurrency)
+	}
 	if d.Limits.Rate > 0 {
 		row("rate", "%s", d.Limits.Rate)
 	}
 	if b := d.Limits.Batch; b.Events > 0 {
 		row("batch", "up to %d events or %s, after %s at the latest", b.Events, b.Bytes, b.Linger)
 	}
-	row("timeout", "%s", d.Limits.Timeout)
+	if p == nil {
+		row("timeout", "%s", d.Limits.Timeout)
+	}
 	row("backlog", "%s, then dead letter", backlogLimit(d.Limits.Backlog))
-	row("retry after", "%s, then dead letter", waits(d.Retry.Schedule))
+	if p == nil {
+		row("retry after", "%s, then dead letter", waits(d.Retry.Schedule))
+	}
 	if d.Retry.MaxAge > 0 {
 		row("retry until", "%s after acceptance", d.Retry.MaxAge)
 	}
@@ -453,8 +475,10 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 		}
 		row("after "+string(f), "%s", then)
 	}
-	row("breaker", "opens after %d failures in a row or %g %% in %s, for %s growing to %s; closes after %s, ramp-up %s", d.Breaker.Failures,
-		d.Breaker.Ratio*100, d.Breaker.Window, d.Breaker.OpenFor, d.Breaker.MaxOpenFor, plural(d.Breaker.Probes, "probe"), d.Breaker.RampUp)
+	if p == nil {
+		row("breaker", "opens after %d failures in a row or %g %% in %s, for %s growing to %s; closes after %s, ramp-up %s", d.Breaker.Failures,
+			d.Breaker.Ratio*100, d.Breaker.Window, d.Breaker.OpenFor, d.Breaker.MaxOpenFor, plural(d.Breaker.Probes, "probe"), d.Breaker.RampUp)
+	}
 	row("since", "%s", s.Created.Local().Format(time.DateTime))
 	if err := w.Flush(); err != nil {
 		return err

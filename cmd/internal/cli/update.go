@@ -103,6 +103,10 @@ func copyOf(d registry.Definition) registry.Definition {
 		w.Auth = w.Auth.Clone()
 		d.Deliver.Webhook = &w
 	}
+	if d.Deliver.Pull != nil {
+		p := *d.Deliver.Pull
+		d.Deliver.Pull = &p
+	}
 	return d
 }
 

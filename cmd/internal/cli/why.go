@@ -131,6 +131,9 @@ func writeDelivery(s *strings.Builder, d trace.Delivery) {
 	if d.Next != nil && d.State == trace.Retry {
 		words = append(words, "next at "+clock(*d.Next))
 	}
+	if d.Next != nil && d.State == trace.Locked {
+		words = append(words, "by a receiver until "+clock(*d.Next))
+	}
 	if d.DeadLetter > 0 {
 		words = append(words, fmt.Sprintf("entry %d of DEADLETTERS", d.DeadLetter))
 	}
@@ -157,7 +160,10 @@ func writeDelivery(s *strings.Builder, d trace.Delivery) {
 		if p.Probe {
 			more = strings.TrimSuffix("to see whether it is back; "+more, "; ")
 		}
-		if p.Next != nil {
+		switch {
+		case p.Next != nil && p.Outcome == trace.Locked:
+			more = strings.TrimPrefix(more+"; until "+clock(*p.Next), "; ")
+		case p.Next != nil:
 			more = strings.TrimPrefix(more+"; next at "+clock(*p.Next), "; ")
 		}
 		fmt.Fprintf(w, "    %s\t%s\t%s\t%s\t%d ms\t%s\n", clock(p.Time), try, p.Outcome, answer, p.Millis, oneLine(more))

@@ -25,6 +25,7 @@ import (
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/schemas/custom"
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/retention"
 	"github.com/gridfan/gridfan/subscribers/webhook"
@@ -239,6 +240,21 @@ subscribers:
   original:
     subjects: events.>
     deliver: { webhook: { url: http://localhost/, format: original, handshake: true, sign: ed25519 } }
+  fetched:
+    subjects: events.>
+    deliver:
+      pull:
+        lockDuration: 2m
+        maxDeliveryCount: 4
+        keys: [ "${env:SIGN}" ]
+        entra:
+          tenant: 00000000-0000-0000-0000-000000000001
+          audience: https://eventgrid.azure.net
+          roles: [ Reader ]
+          callers: [ 00000000-0000-0000-0000-000000000002 ]
+          authority: https://login.microsoftonline.us
+  fetchedtoo: { subjects: events.>, deliver: { pull: true } }
+  fetchedlong: { subjects: events.>, deliver: { pull: { overlap: 2h } } }
 endpoints: { wms: { url: "https://${env:HOST}/in?code=${env:CODE}" } }
 egress:
   allow: [ "${env:NET}", wms.corp.example, "*.lab.example" ]
@@ -360,6 +376,29 @@ func TestParse(t *testing.T) {
 				Name: "audit", Subjects: []string{"events.>"},
 				Deliver: registry.Deliver{Webhook: &webhook.Config{URL: "http://localhost/", Format: webhook.Structured}},
 				Start:   registry.Now, Config: defaults,
+			}, {
+				Name: "fetched", Subjects: []string{"events.>"},
+				Deliver: registry.Deliver{Pull: &pull.Config{
+					LockDuration: deliver.Duration(2 * time.Minute), MaxDeliveryCount: 4,
+					Keys: []string{"whsec_c2lnbmluZy1rZXktc2lnbmluZy1rZXkh"},
+					Entra: &pull.Entra{
+						Tenant: "00000000-0000-0000-0000-000000000001", Audience: []string{"https://eventgrid.azure.net"},
+						Roles: []string{"Reader"}, Callers: []string{"00000000-0000-0000-0000-000000000002"}, Authority: "https://login.microsoftonline.us",
+					},
+				}},
+				Start: registry.Now, Config: defaults,
+			}, {
+				Name: "fetchedlong", Subjects: []string{"events.>"},
+				Deliver: registry.Deliver{Pull: &pull.Config{
+					LockDuration: deliver.Duration(time.Minute), MaxDeliveryCount: 10, Overlap: deliver.Duration(2 * time.Hour),
+				}},
+				Start: registry.Now, Config: defaults,
+			}, {
+				Name: "fetchedtoo", Subjects: []string{"events.>"},
+				Deliver: registry.Deliver{Pull: &pull.Config{
+					LockDuration: deliver.Duration(time.Minute), MaxDeliveryCount: 10, Overlap: deliver.Duration(24 * time.Hour),
+				}},
+				Start: registry.Now, Config: defaults,
 			}, {
 				Name: "grid", Subjects: []string{"events.>"},
 				Deliver: registry.Deliver{Webhook: &webhook.Config{

@@ -223,6 +223,7 @@ func (d *decoder) subscriber(f *field) registry.Definition {
 			Format:    webhook.Format(d.choice(w.get("format"))),
 		}
 	}
+	s.Deliver.Pull = d.pull(v.get("deliver", "pull"))
 	s.Config = d.delivery(v)
 	d.validated(s.Validate(), v, "subscribers."+f.name)
 	return s

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/webhook"
 )
@@ -116,6 +117,39 @@ func (d *decoder) headers(v *value) map[string]string {
 		headers[f.name] = d.text(f.value)
 	}
 	return headers
+}
+
+// pull reads how a subscriber fetches its events. The key alone means all defaults.
+func (d *decoder) pull(v *value) *pull.Config {
+	if v == nil {
+		return nil
+	}
+	p := &pull.Config{
+		LockDuration:     d.duration(v.get("lockDuration")),
+		MaxDeliveryCount: d.integer(v.get("maxDeliveryCount")),
+		Overlap:          d.duration(v.get("overlap")),
+	}
+	switch {
+	case v.kind == boolean && v.text == "true":
+		return p
+	case v.kind != mapping:
+		// It may be a key: it is not repeated.
+		d.problem(v.at, v.path, `want true, or { keys: [ "${env:NAME}" ] }`)
+		return p
+	}
+	for _, key := range d.secrets(v.get("keys")) {
+		p.Keys = append(p.Keys, key.Reveal())
+	}
+	if e := v.get("entra"); e != nil {
+		p.Entra = &pull.Entra{
+			Tenant:    d.text(e.get("tenant")),
+			Audience:  d.textOrTexts(e.get("audience")),
+			Roles:     d.textOrTexts(e.get("roles")),
+			Callers:   d.textOrTexts(e.get("callers")),
+			Authority: d.text(e.get("authority")),
+		}
+	}
+	return p
 }
 
 // start reads where a new subscriber begins. A sequence needs no quotes.

@@ -116,6 +116,16 @@ var accepted = []string{
 	"subscribers.<name>.deliver.webhook.tls.key",
 	"subscribers.<name>.deliver.webhook.tls.ca",
 	"subscribers.<name>.deliver.webhook.tls.serverName",
+	"subscribers.<name>.deliver.pull",
+	"subscribers.<name>.deliver.pull.lockDuration",
+	"subscribers.<name>.deliver.pull.maxDeliveryCount",
+	"subscribers.<name>.deliver.pull.keys",
+	"subscribers.<name>.deliver.pull.overlap",
+	"subscribers.<name>.deliver.pull.entra.tenant",
+	"subscribers.<name>.deliver.pull.entra.audience",
+	"subscribers.<name>.deliver.pull.entra.roles",
+	"subscribers.<name>.deliver.pull.entra.callers",
+	"subscribers.<name>.deliver.pull.entra.authority",
 	"subscribers.<name>.drain",
 	"subscribers.<name>.start",
 	"subscribers.<name>.ordering",
@@ -157,11 +167,10 @@ var later = map[string]string{
 	"sources.<name>.reconcile":              "reconciliation is not part of this version yet; remove the key",
 	"sources.<name>.keepOriginal":           "keeping the original body is not part of this version yet; remove the key",
 	"sources.<name>.push.auth.anyOf[].ip":   "authentication by address is not part of this version yet; use allow, which narrows the other methods to networks",
-	"subscribers.<name>.deliver.pull":       "pull delivery is not part of this version yet; use webhook",
 	"subscribers.<name>.deliver.eventgrid":  "delivery to Event Grid topics is not part of this version yet; use webhook",
 	"subscribers.<name>.deliver.servicebus": "delivery to Service Bus is not part of this version yet; use webhook",
 	"subscribers.<name>.deliver.nats":       "delivery to NATS consumers is not part of this version yet; use webhook",
-	"subscribers.<name>.deliver.sse":        "delivery as server-sent events is not part of this version yet; use webhook",
+	"subscribers.<name>.deliver.sse":        "server-sent events are a way to fetch: use pull",
 
 	"subscribers.<name>.deliver.webhook.transform": "transforms (jq) are not part of this version yet; remove the key",
 }
@@ -226,10 +235,8 @@ func advice(pattern, key string) (sentence, meant string) {
 			best, distance = k, n
 		}
 	}
-	if best != "" {
-		return fmt.Sprintf("did you mean %q?", best), below(pattern, best)
-	}
-	// The right key on too high a level: timeout for limits.timeout.
+	// The right key on too high a level: timeout for limits.timeout. It counts more
+	// than another one that needs two edits.
 	var deeper []string
 	for _, a := range accepted {
 		rest, ok := strings.CutPrefix(a, below(pattern, ""))
@@ -237,6 +244,9 @@ func advice(pattern, key string) (sentence, meant string) {
 		if fix := fmt.Sprintf("%q", below(before, key)); ok && found && !strings.ContainsAny(before, "<[") && !slices.Contains(deeper, fix) {
 			deeper = append(deeper, fix)
 		}
+	}
+	if best != "" && (distance == 1 || len(deeper) == 0) {
+		return fmt.Sprintf("did you mean %q?", best), below(pattern, best)
 	}
 	if len(deeper) > 0 {
 		return "did you mean " + strings.Join(deeper, " or ") + "?", ""
