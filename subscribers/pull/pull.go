@@ -114,6 +114,7 @@ func New(metrics *Metrics, log *slog.Logger) *Server {
 // worker has it until it is closed.
 func (s *Server) Open(name string, cfg Config, door Door) *Queue {
 	q := newQueue(s, name, cfg, door)
+	s.metrics.init(name)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.queues[name] = q
@@ -193,6 +194,13 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	reg.MustRegister(m.waiting, m.requests, m.ends)
 	return m
+}
+
+// init makes a subscriber's series exist from the start.
+func (m *Metrics) init(subscriber string) {
+	m.waiting.WithLabelValues(subscriber).Add(0)
+	m.requests.WithLabelValues(subscriber, "receive", "200").Add(0)
+	m.ends.WithLabelValues(subscriber, "acknowledge", "done").Add(0)
 }
 
 // ended says whether a request's own end is why something failed.

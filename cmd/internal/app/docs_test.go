@@ -22,7 +22,8 @@ func TestMetricsTable(t *testing.T) {
 		documented = append(documented, m[1])
 	}
 	in := newInbox(t)
-	g := start(t, sources, "subscribers:\n"+subscriber("a", in.url+"/a", ""))
+	g := start(t, sources, "subscribers:\n"+subscriber("a", in.url+"/a", "")+
+		`  b: { subjects: [ "events.eventgrid.>" ], deliver: { pull: {} } }`)
 	event := names("METRIC", 1)
 	g.accept(event...)
 	in.wantOnce(t, "a", event)

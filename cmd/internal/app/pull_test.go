@@ -1,20 +1,30 @@
 package app_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/eventgrid/aznamespaces"
 
+	"github.com/gridfan/gridfan/cmd/internal/admin"
+	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/pull"
 )
 
 const (
@@ -247,4 +257,218 @@ func (g *gridfan) wantBooks(name string, matched, delivered, dead int64) {
 	}) {
 		g.t.Errorf("the book of %s: %+v; want %d matched, %d delivered, %d dead letters, balanced", name, last, matched, delivered, dead)
 	}
+}
+
+// TestPullKill has ten thousand events fetched by three receivers while gridfan is
+// killed again and again. Every event is acknowledged in the end; what was answered
+// as acknowledged never comes again; nobody holds what somebody else holds; and the
+// books have each event delivered once.
+func TestPullKill(t *testing.T) {
+	const (
+		events    = 10_000
+		kills     = 8
+		receivers = 3
+		lasts     = 2 * time.Second
+	)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "gridfan.yaml")
+	text := configuration(filepath.Join(dir, "data"), sources, "subscribers:\n", fetching("reader", "lockDuration: 2s, maxDeliveryCount: 1000"))
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var addr atomic.Pointer[string]
+	c := startChild(t, childGridfan, file)
+	addr.Store(&c.addresses.Public)
+	answers(t, c.addresses.Public)
+	for n := 0; n < events; n += 100 {
+		if a, err := send(c.addresses.Public, "eg", nil, batch(100)); err != nil || a.status != http.StatusOK {
+			t.Fatalf("HTTP %d %s, %v", a.status, a.body, err)
+		}
+	}
+
+	type state struct {
+		token string
+		until time.Time // before that nobody else may have it
+		count int32
+		done  bool // it was answered that it is acknowledged
+	}
+	var mu sync.Mutex // guards all below
+	held := map[string]*state{}
+	done, repeated := 0, 0
+	ctx, stop := context.WithTimeout(t.Context(), 2*patience)
+	defer stop()
+	var working sync.WaitGroup
+	for range receivers {
+		working.Go(func() {
+			for ctx.Err() == nil {
+				to := *addr.Load()
+				got, err := fetch100(ctx, to)
+				if err != nil {
+					time.Sleep(20 * time.Millisecond) // sleep: gridfan is dead for a moment
+					continue
+				}
+				tokens := []string{}
+				mu.Lock()
+				for _, h := range got {
+					s := held[h.id]
+					if s == nil {
+						s = &state{}
+						held[h.id] = s
+					} else {
+						repeated++
+					}
+					switch {
+					case s.done:
+						t.Errorf("event %s came again after it was acknowledged", h.id)
+					case time.Now().Before(s.until):
+						t.Errorf("event %s has two holders", h.id)
+					case h.count <= s.count:
+						t.Errorf("event %s: count %d after %d", h.id, h.count, s.count)
+					}
+					// It was locked up to a second before it arrived, if the machine is busy.
+					s.token, s.until, s.count = h.token, time.Now().Add(lasts-time.Second), h.count
+					tokens = append(tokens, h.token)
+				}
+				mu.Unlock()
+				if rand.N(20) == 0 {
+					continue // it dies with what it holds
+				}
+				// The same tokens, until somebody answers: at the next gridfan too.
+				for len(tokens) > 0 && ctx.Err() == nil {
+					succeeded, failed, err := acknowledge(ctx, *addr.Load(), tokens)
+					if err != nil {
+						time.Sleep(20 * time.Millisecond) // sleep: the same
+						continue
+					}
+					mu.Lock()
+					for _, h := range got {
+						if s := held[h.id]; slices.Contains(succeeded, h.token) {
+							s.done = true
+							if done++; done == events {
+								stop()
+							}
+						} else if slices.Contains(failed, h.token) && s.token == h.token {
+							s.until = time.Time{}
+						}
+					}
+					mu.Unlock()
+					break
+				}
+			}
+		})
+	}
+	lost := 0
+	for range kills {
+		time.Sleep(100*time.Millisecond + rand.N(500*time.Millisecond)) // sleep: any moment will do for a kill
+		if ctx.Err() != nil {
+			break
+		}
+		c.kill()
+		c = startChild(t, childGridfan, file)
+		addr.Store(&c.addresses.Public)
+		lost++
+	}
+	// An acknowledge whose answer was cut off has happened, and nobody was told. What
+	// is left is so, or still to come.
+	g := &gridfan{t: t, admin: &admin.Client{URL: "http://" + c.addresses.Admin}, natsURL: c.addresses.NATS}
+	waitFor(t, "every event is delivered", func() bool {
+		kept, err := g.admin.Books(t.Context())
+		if err != nil {
+			return false
+		}
+		for _, s := range kept.Subscribers {
+			if s.Delivered == events {
+				return true
+			}
+		}
+		return false
+	})
+	stop()
+	working.Wait()
+	g.wantBooks("reader", events, events, 0)
+	recorded := map[uint64]int{}
+	for _, m := range g.stored(broker.StreamAttempts) {
+		records, err := deliver.ParseRecords(m.Data)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, r := range records {
+			if r.Outcome == deliver.RecordDelivered {
+				recorded[r.Sequence]++
+			}
+		}
+	}
+	for sequence, n := range recorded {
+		if n > 1 {
+			t.Errorf("event %d is recorded as delivered %d times", sequence, n)
+		}
+	}
+	if repeated == 0 {
+		t.Error("no event came again, although some receivers died with what they held")
+	}
+	if len(recorded) != events || len(held) != events {
+		t.Errorf("%d events are recorded as delivered and %d were received, want %d", len(recorded), len(held), events)
+	}
+	t.Logf("%d kills; %d of %d events were answered as acknowledged; %d came again", lost, done, events, repeated)
+}
+
+// fetch100 receives without a stock client: a connection that is cut is no reason to
+// wait.
+func fetch100(ctx context.Context, addr string) ([]heldEvent, error) {
+	var answer struct {
+		Value []struct {
+			BrokerProperties struct {
+				LockToken     string
+				DeliveryCount int32
+			}
+			Event struct{ ID string }
+		}
+	}
+	if err := operate(ctx, addr, "receive?maxEvents=100&maxWaitTime=10", nil, &answer); err != nil {
+		return nil, err
+	}
+	var all []heldEvent
+	for _, v := range answer.Value {
+		all = append(all, heldEvent{v.Event.ID, v.BrokerProperties.LockToken, v.BrokerProperties.DeliveryCount})
+	}
+	return all, nil
+}
+
+func acknowledge(ctx context.Context, addr string, tokens []string) (succeeded, failed []string, err error) {
+	body, err := json.Marshal(map[string]any{"lockTokens": tokens})
+	if err != nil {
+		return nil, nil, err
+	}
+	var answer struct {
+		SucceededLockTokens []string
+		FailedLockTokens    []struct {
+			LockToken string
+			Error     struct{ Code string }
+		}
+	}
+	if err := operate(ctx, addr, "acknowledge", body, &answer); err != nil {
+		return nil, nil, err
+	}
+	for _, f := range answer.FailedLockTokens {
+		failed = append(failed, f.LockToken)
+	}
+	return answer.SucceededLockTokens, failed, nil
+}
+
+// operate makes one call for the subscriber reader.
+func operate(ctx context.Context, addr, operation string, body []byte, answer any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+pull.Path("reader")+":"+operation, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "SharedAccessKey "+pullKey)
+	resp, err := sender.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("HTTP %d", resp.StatusCode)
+	}
+	return json.NewDecoder(resp.Body).Decode(answer)
 }
