@@ -158,10 +158,24 @@ func (w *worker) fit(ds []*delivery) int {
 		// Data that is not JSON grows by a third.
 		size += int64(len(d.out.Data))*4/3 + int64(d.out.HeaderSize())
 		if i > 0 && size > most {
-			return i
+			ds = ds[:i]
+			break
 		}
 	}
-	return len(ds)
+	p, limited := w.sub.Sender.(Packer)
+	if !limited || len(ds) < 2 {
+		return len(ds)
+	}
+	return min(max(p.Pack(outs(ds)), 1), len(ds))
+}
+
+// outs gives the events as they go out.
+func outs(ds []*delivery) []*event.Event {
+	events := make([]*event.Event, len(ds))
+	for i, d := range ds {
+		events[i] = d.out
+	}
+	return events
 }
 
 // send makes an attempt, or some, and settles.
@@ -305,11 +319,7 @@ func (w *worker) attempt(ds []*delivery, p permit) (Attempt, time.Duration) {
 			a = w.sub.Sender.Send(ctx, ds[0].out)
 			return
 		}
-		events := make([]*event.Event, len(ds))
-		for i, d := range ds {
-			events[i] = d.out
-		}
-		a = w.sub.Sender.(BatchSender).SendBatch(ctx, events)
+		a = w.sub.Sender.(BatchSender).SendBatch(ctx, outs(ds))
 	}()
 	took := time.Since(start)
 	w.metrics.attempted(a.Outcome, took)

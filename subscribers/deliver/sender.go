@@ -84,6 +84,14 @@ type Renewer interface {
 	RetryNow()
 }
 
+// A Packer is a BatchSender whose destination limits what it takes at once.
+type Packer interface {
+	BatchSender
+	// Pack says how many of events, counted from the first, go into one SendBatch:
+	// at least 1, even of what is too big. It blocks for nothing.
+	Pack(events []*event.Event) int
+}
+
 // Attempt is what a Sender reports.
 type Attempt struct {
 	Outcome Outcome

@@ -5,17 +5,13 @@ package registry
 import (
 	"errors"
 	"fmt"
-	"maps"
-	"net/url"
 	"reflect"
-	"slices"
 	"strings"
 
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/schemas/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/deliver"
-	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
@@ -42,13 +38,6 @@ type Definition struct {
 	deliver.Config
 }
 
-// Deliver chooses the way out; exactly one field is set.
-type Deliver struct {
-	Webhook *webhook.Config `json:"webhook,omitempty"`
-	// Pull: its receivers fetch the events.
-	Pull *pull.Config `json:"pull,omitempty"`
-}
-
 // Validate sets defaults and reports every problem, each beginning with the
 // path of its key in the configuration file. It compiles the expressions.
 func (d *Definition) Validate() error {
@@ -72,40 +61,15 @@ func (d *Definition) settle() error {
 			errs = append(errs, fmt.Errorf("%s.subjects[%d]: %w", path, i, err))
 		}
 	}
-	switch {
-	case d.Deliver.Webhook == nil && d.Deliver.Pull == nil:
-		errs = append(errs, fmt.Errorf("%s.deliver: missing; want webhook: { url: … } or pull: {}", path))
-	case d.Deliver.Webhook != nil && d.Deliver.Pull != nil:
-		errs = append(errs, fmt.Errorf("%s.deliver: webhook and pull exclude each other; keep one", path))
-	case d.Deliver.Pull != nil:
-		errs = append(errs, d.settlePull(path))
-	default:
-		if err := d.Deliver.Webhook.Validate(path + ".deliver.webhook"); err != nil {
-			errs = append(errs, err)
-		}
-		if d.Limits.Batch.Events > 0 {
-			if err := d.Deliver.Webhook.ValidateBatch(path + ".deliver.webhook"); err != nil {
-				errs = append(errs, err)
-			}
-			if most := int64(eventgrid.MaxBatch); d.Deliver.Webhook.Format == webhook.EventGrid && int64(d.Limits.Batch.Bytes) > most {
-				errs = append(errs, fmt.Errorf("%s.limits.batch.bytes: with format %s want at most %s, which is what receivers of Event Grid are ready for, got %s",
-					path, webhook.EventGrid, deliver.Size(most), d.Limits.Batch.Bytes))
-			}
-		}
-		if name := d.endpoint(); name != "" && !validName(name) {
-			errs = append(errs, fmt.Errorf("%s.deliver.webhook.endpoint: want the name of an endpoint: lower-case letters, digits and dashes", path))
-		}
-		if strings.Contains(d.Deliver.Webhook.Path, hidden) {
-			errs = append(errs, fmt.Errorf("%s.deliver.webhook.path: its secret part is hidden, and it is another path than before; give the whole", path))
-		}
-		if strings.Contains(d.Deliver.Webhook.URL, hidden) {
-			errs = append(errs, fmt.Errorf("%s.deliver.webhook.url: its secret part is hidden, and it is another URL than before; give the whole", path))
-		}
-		for _, name := range slices.Sorted(maps.Keys(d.Deliver.Webhook.Headers)) {
-			if strings.Contains(d.Deliver.Webhook.Headers[name], hidden) {
-				errs = append(errs, fmt.Errorf("%s.deliver.webhook.headers.%.100s: its value is hidden, and there was no such header before; give the value", path, name))
-			}
-		}
+	if err := d.Deliver.validate(path+".deliver", d.Limits.Batch.Events > 0); err != nil {
+		errs = append(errs, err)
+	}
+	if w, most := d.Deliver.Webhook, int64(eventgrid.MaxBatch); w != nil && w.Format == webhook.EventGrid && d.Limits.Batch.Events > 0 && int64(d.Limits.Batch.Bytes) > most {
+		errs = append(errs, fmt.Errorf("%s.limits.batch.bytes: with format %s want at most %s, which is what receivers of Event Grid are ready for, got %s",
+			path, webhook.EventGrid, deliver.Size(most), d.Limits.Batch.Bytes))
+	}
+	if d.Deliver.Pull != nil && len(d.Deliver.Kinds()) == 1 {
+		errs = append(errs, d.fetched(path))
 	}
 	if d.Start == "" {
 		d.Start = Now
@@ -119,17 +83,11 @@ func (d *Definition) settle() error {
 	return errors.Join(errs...)
 }
 
-// settlePull is settle for what is about a subscriber that fetches its events. What
-// is about attempts of ours has no meaning for it and is refused, unless it is the
-// default.
-func (d *Definition) settlePull(path string) error {
-	errs := []error{d.Deliver.Pull.Validate(path + ".deliver.pull")}
+// fetched refuses what is about attempts of ours: it has no meaning for a subscriber
+// that fetches its events. Defaults are no offence.
+func (d *Definition) fetched(path string) error {
+	var errs []error
 	refuse := func(key, why string) { errs = append(errs, fmt.Errorf("%s.%s: %s", path, key, why)) }
-	for i, key := range d.Deliver.Pull.Keys {
-		if key == hidden {
-			refuse(fmt.Sprintf("deliver.pull.keys[%d]", i), "it is hidden, and there are others than before; give them all")
-		}
-	}
 	var usual deliver.Config
 	_ = usual.Validate("") // of defaults alone
 	same := func(got, usual any) bool {
@@ -164,53 +122,13 @@ func (d *Definition) settlePull(path string) error {
 
 // Redacted returns d without its secrets, for people to see.
 func (d Definition) Redacted() Definition {
-	if d.Deliver.Webhook != nil {
-		w := d.Deliver.Webhook.Redacted()
-		d.Deliver.Webhook = &w
-	}
-	if d.Deliver.Pull != nil {
-		p := d.Deliver.Pull.Redacted()
-		d.Deliver.Pull = &p
-	}
+	d.Deliver = d.Deliver.redacted()
 	return d
 }
 
 // Reveal puts the secrets of a stored definition in the place of those that
 // Redacted has hidden in d, so that what was read can be changed and sent back.
-func (d *Definition) Reveal(stored Definition) {
-	if p, was := d.Deliver.Pull, stored.Deliver.Pull; p != nil && was != nil && slices.Equal(p.Keys, was.Redacted().Keys) {
-		p.Keys = slices.Clone(was.Keys)
-	}
-	w, was := d.Deliver.Webhook, stored.Deliver.Webhook
-	if w == nil || was == nil {
-		return
-	}
-	if w.URL == was.Redacted().URL {
-		w.URL = was.URL
-	}
-	if w.Path == was.Redacted().Path {
-		w.Path = was.Path
-	}
-	hiddenHeaders := was.Redacted().Headers
-	for name, value := range w.Headers {
-		if before, ok := was.Headers[name]; ok && value == hiddenHeaders[name] {
-			w.Headers[name] = before
-		}
-	}
-	w.Auth.Reveal(was.Auth, w.Endpoint != was.Endpoint || host(w.URL) != host(was.URL))
-	if slices.Equal(w.Sign.Keys, was.Redacted().Sign.Keys) {
-		w.Sign.Keys = was.Sign.Keys
-	}
-}
-
-// host is the part of a URL that says who gets what is posted to it.
-func host(raw string) string {
-	u, err := url.Parse(raw)
-	if err != nil {
-		return raw
-	}
-	return u.Scheme + "://" + u.Host
-}
+func (d *Definition) Reveal(stored Definition) { d.Deliver.reveal(stored.Deliver) }
 
 // hidden is how a secret is shown; no URL can have it.
 var hidden = secret.New("x").String()

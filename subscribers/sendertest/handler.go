@@ -20,6 +20,19 @@ import (
 // own ingress reads it from anybody. Over HTTP/2, where a header arrives whole or
 // not at all, Trickles is the same as Hangs.
 func Handler(t *testing.T, decode func(header map[string][]string, body []byte) (*event.Event, error), respond Respond) http.Handler {
+	return ListHandler(t, func(header http.Header, body []byte) ([]*event.Event, bool, error) {
+		if strings.HasPrefix(header.Get("Content-Type"), event.MediaBatch) {
+			events, err := DecodeBatch(header, body)
+			return events, true, err
+		}
+		e, err := decode(header, body)
+		return []*event.Event{e}, false, err
+	}, respond)
+}
+
+// ListHandler is Handler for a destination that reads requests in its own way:
+// decode gives the events of one, and whether it is a batch.
+func ListHandler(t *testing.T, decode func(header http.Header, body []byte) (events []*event.Event, batch bool, err error), respond Respond) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
 			t.Errorf("got a %s, want a POST", r.Method)
@@ -28,14 +41,7 @@ func Handler(t *testing.T, decode func(header map[string][]string, body []byte) 
 		if err != nil {
 			return // the Sender went away
 		}
-		var events []*event.Event
-		batch := strings.HasPrefix(r.Header.Get("Content-Type"), event.MediaBatch)
-		if batch {
-			events, err = decodeBatch(r.Header, body)
-		} else {
-			events = make([]*event.Event, 1)
-			events[0], err = decode(r.Header, body)
-		}
+		events, batch, err := decode(r.Header, body)
 		if err != nil {
 			t.Errorf("unreadable request: %v", err)
 			w.WriteHeader(http.StatusBadRequest)
@@ -79,7 +85,8 @@ func Handler(t *testing.T, decode func(header map[string][]string, body []byte) 
 	})
 }
 
-func decodeBatch(header http.Header, body []byte) ([]*event.Event, error) {
+// DecodeBatch reads a batch of CloudEvents.
+func DecodeBatch(header http.Header, body []byte) ([]*event.Event, error) {
 	var events []*event.Event
 	for i, r := range cloudevents.Parse("", header, body) {
 		if r.Fault != nil {

@@ -43,8 +43,16 @@ type Harness struct {
 	// all of it. Nil means e itself. It may change e.
 	Arrives func(e *event.Event) *event.Event
 	// Arrays says that the format is an array of events always: of a batch of one
-	// nobody can tell that it is a batch, and Arrives holds for all in a batch.
+	// nobody can tell that it is a batch.
 	Arrays bool
+	// InBatch is Arrives for events in a batch.
+	InBatch func(e *event.Event) *event.Event
+	// Lists says that the protocol knows nothing but lists: what Send sends is a
+	// batch of one.
+	Lists bool
+	// Limit is the most bytes of JSON that the destination takes, 0 for any number.
+	// The Sender refuses what has more, and does not send it.
+	Limit int
 }
 
 // Respond decides how the destination reacts. It is called once for every
@@ -498,6 +506,13 @@ func content(t *testing.T, h Harness) {
 				got = r.Event
 				return Reply{}
 			})
+			if h.tooBig(tt.e) {
+				s.refuses(s.send(tt.e))
+				if got != nil {
+					t.Error("it was sent all the same")
+				}
+				return
+			}
 			s.want("send", s.send(tt.e), deliver.Delivered, 200)
 			want := tt.e.Clone()
 			if h.Arrives != nil {
@@ -508,6 +523,17 @@ func content(t *testing.T, h Harness) {
 				t.Errorf("arrived differently (-sent +arrived):\n%s", d)
 			}
 		})
+	}
+}
+
+// tooBig says whether no request of the destination has room for e.
+func (h Harness) tooBig(e *event.Event) bool { return h.Limit > 0 && len(e.JSON()) > h.Limit }
+
+// refuses wants an Attempt that blames the event, without a word to the destination.
+func (c *checked) refuses(a deliver.Attempt) {
+	c.t.Helper()
+	if a.Outcome != deliver.Rejected || a.Fault != deliver.FaultRefused {
+		c.t.Errorf("of more than the destination takes: %+v, want a refusal", a)
 	}
 }
 
@@ -587,7 +613,9 @@ func batches(t *testing.T, h Harness) {
 
 	every := []*event.Event{}
 	for _, s := range samples() {
-		every = append(every, s.e)
+		if !h.tooBig(s.e) {
+			every = append(every, s.e)
+		}
 	}
 	for name, events := range map[string][]*event.Event{
 		"content": every, "one": some(1), "a thousand": some(1000), "the same twice": {simple("1"), simple("1")},
@@ -605,8 +633,8 @@ func batches(t *testing.T, h Harness) {
 			}
 			want := slices.Clone(events)
 			for i := range want {
-				if h.Arrays && h.Arrives != nil {
-					want[i] = h.Arrives(want[i].Clone())
+				if h.InBatch != nil {
+					want[i] = h.InBatch(want[i].Clone())
 				}
 			}
 			if d := cmp.Diff(want, got[0].Events, cmp.Comparer(bytes.Equal)); d != "" {
@@ -646,11 +674,14 @@ func batches(t *testing.T, h Harness) {
 		})
 		s.want("stopped", s.sendBatch(stop, some(3)), deliver.Aborted, 0)
 	})
+	if h.Limit > 0 {
+		t.Run("too big", func(t *testing.T) { t.Parallel(); tooBig(t, h) })
+	}
 	// Beside single ones, which share its connections.
 	t.Run("concurrent", func(t *testing.T) {
 		t.Parallel()
 		s := start(t, h, func(r Received) Reply {
-			if r.Batch != (len(r.Events) == 3) {
+			if r.Batch != (len(r.Events) == 3 || h.Lists) {
 				t.Errorf("a batch of %d events", len(r.Events))
 			}
 			return Reply{}
@@ -662,4 +693,59 @@ func batches(t *testing.T, h Harness) {
 		}
 		wg.Wait()
 	})
+}
+
+// tooBig: of a batch that the destination does not take, nothing is sent, and the
+// one event that is to blame shows when they are sent alone. Pack says how many go
+// together.
+func tooBig(t *testing.T, h Harness) {
+	var count counter
+	s := start(t, h, func(r Received) Reply {
+		count.count(r)
+		return Reply{}
+	})
+	of := func(id string, size int) *event.Event {
+		e := simple(id)
+		e.Data = []byte(`"` + strings.Repeat("x", size) + `"`)
+		return e
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	big := of("big", h.Limit)
+	s.refuses(s.sendBatch(ctx, []*event.Event{simple("1"), big, simple("2")}))
+	s.refuses(s.send(big))
+	if len(count.n) > 0 {
+		t.Errorf("some were sent: %v", count.n)
+	}
+	p, ok := s.sender.(deliver.Packer)
+	if !ok {
+		t.Fatal("a Sender with a limit does not say how much fits: want a deliver.Packer")
+	}
+	if n := p.Pack([]*event.Event{big, simple("1")}); n != 1 {
+		t.Errorf("Pack puts %d into one beside an event that is too big, want 1", n)
+	}
+	// However the sizes are, what Pack puts together is taken.
+	var all []*event.Event
+	for i := range 40 {
+		e := of(fmt.Sprint("part-", i), h.Limit/(3+i%17))
+		if i%3 == 0 {
+			e.DataContentType, e.DataJSON = "application/octet-stream", false
+		}
+		if i%5 == 0 {
+			e.Data = []byte(`"` + strings.Repeat("<\u2028é", h.Limit/90) + `"`)
+		}
+		all = append(all, e)
+	}
+	requests := 0
+	for rest := all; len(rest) > 0; requests++ {
+		n := p.Pack(rest)
+		if n < 1 || n > len(rest) {
+			t.Fatalf("Pack gives %d of %d", n, len(rest))
+		}
+		s.want("packed", s.sendBatch(ctx, rest[:n]), deliver.Delivered, 200)
+		rest = rest[n:]
+	}
+	if requests > len(all)/2 {
+		t.Errorf("%d events took %d requests: too few go together", len(all), requests)
+	}
 }

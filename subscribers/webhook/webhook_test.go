@@ -116,7 +116,7 @@ func TestSender(t *testing.T) {
 			case Binary:
 				h.Arrives = throughHeaders
 			case EventGrid:
-				h.Arrives = throughGrid
+				h.Arrives, h.InBatch = throughGrid, throughGrid
 			case Original:
 				h.Arrives = asOriginal
 			}

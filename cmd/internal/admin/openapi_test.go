@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gridfan/gridfan/cmd/internal/config"
+	"github.com/gridfan/gridfan/infra/azure"
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/publish"
@@ -21,6 +22,7 @@ import (
 	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/trace"
@@ -71,6 +73,12 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 		t.Fatal(err)
 	}
 	table := map[string]any{
+		"EventGridTopic":          eventgrid.Config{},
+		"EventGridNamespaceTopic": eventgrid.NamespaceConfig{},
+		"AzureAuth":               azure.Auth{},
+		"AzureManagedIdentity":    azure.ManagedIdentity{},
+		"AzureWorkloadIdentity":   azure.WorkloadIdentity{},
+
 		"Problem":             Problem{},
 		"Status":              Status{},
 		"BrokerStatus":        BrokerStatus{},

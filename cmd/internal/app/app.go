@@ -29,6 +29,7 @@ import (
 	"github.com/gridfan/gridfan/subscribers/books"
 	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/filter"
 	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/registry"
@@ -357,12 +358,19 @@ func (a *App) spooled(ctx context.Context) uint64 {
 // newSender makes the way out that a definition asks for. Where a stranger says
 // where it leads, the addresses are judged.
 func (a *App) newSender(d registry.Definition, strange bool) (deliver.Sender, error) {
-	if p := d.Deliver.Pull; p != nil {
-		door, err := newDoor(*p, auth.Deps{Keys: a.tenants, Log: a.log})
+	switch to := d.Deliver; {
+	case to.Pull != nil:
+		door, err := newDoor(*to.Pull, auth.Deps{Keys: a.tenants, Log: a.log})
 		if err != nil {
 			return nil, err
 		}
-		return a.pull.Open(d.Name, *p, door), nil
+		return a.pull.Open(d.Name, *to.Pull, door), nil
+	case to.EventGrid != nil:
+		return eventgrid.New(*to.EventGrid, eventgrid.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version})
+	case to.EventGridNamespace != nil:
+		return eventgrid.NewNamespace(*to.EventGridNamespace, eventgrid.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version})
+	case to.Webhook == nil:
+		return nil, errors.New("its definition names no way out that this version knows")
 	}
 	keys, err := d.Deliver.Webhook.Sign.Parse()
 	if err != nil {

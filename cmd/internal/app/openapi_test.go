@@ -156,6 +156,21 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 	d.call("PUT", sub("refuses"), definition("/another", ""), 409, "subscriber-exists")
 	d.call("PUT", sub("file"), definition("/another", ""), 409, "file-declared")
 	d.call("PUT", sub("bad"), `{"subjects":["x"],"deliver":{}}`, 400, "bad-definition")
+	for _, way := range []string{
+		`{"eventGrid":{"endpoint":"https://127.0.0.1:1/","schema":"eventgrid","auth":{"key":"canary-key"}}}`,
+		`{"eventGridNamespace":{"endpoint":"https://127.0.0.1:1/","topic":"orders","auth":{"key":"canary-key"}}}`,
+		`{"eventGridNamespace":{"endpoint":"https://127.0.0.1:1/","topic":"orders","auth":{"workloadIdentity":{"clientId":"1","tenantId":"2","tokenFile":"/t"}}}}`,
+	} {
+		header, made := d.call("PUT", sub("azure"), `{"subjects":["events.none.>"],"deliver":`+way+`}`, 200, "")
+		shown, err := json.Marshal(made["definition"])
+		if err != nil || strings.Contains(string(shown), "canary") {
+			t.Errorf("shows %s, %v", shown, err)
+		}
+		if back, _ := d.call("PUT", sub("azure"), string(shown), 200, "", "If-Match", header.Get("ETag")); back.Get("ETag") != header.Get("ETag") {
+			t.Errorf("the same changed it: %s", shown)
+		}
+		d.call("DELETE", sub("azure"), "", 200, "")
+	}
 	header, full := d.call("GET", sub("full"), "", 200, "")
 	if header.Get("ETag") != tag {
 		t.Errorf("ETag %s, then %s", tag, header.Get("ETag"))

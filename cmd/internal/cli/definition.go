@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -27,10 +28,12 @@ type setting struct {
 // the default again.
 var settings = []setting{
 	{"url", []string{"deliver.webhook.url", "deliver.webhook.endpoint", "deliver.webhook.path"}, "http or https URL that events are posted to", func(d *registry.Definition, v string) error {
+		d.Deliver = registry.Deliver{Webhook: hook(d)}
 		hook(d).URL, hook(d).Endpoint, hook(d).Path = v, "", ""
 		return nil
 	}},
 	{"endpoint", []string{"deliver.webhook.url", "deliver.webhook.endpoint"}, "name of an endpoint, in the place of --url; see gridfan endpoints", func(d *registry.Definition, v string) error {
+		d.Deliver = registry.Deliver{Webhook: hook(d)}
 		hook(d).URL, hook(d).Endpoint = "", v
 		return nil
 	}},
@@ -169,6 +172,10 @@ func headerFlag(d *registry.Definition, lines []string) error {
 	return nil
 }
 
+// ways are the flags that say where events go; one of them must be given, or
+// endpoint.
+var ways = []string{"url", "pull", "event-grid", "event-grid-namespace"}
+
 // limit reads none as the default of a limit, which is that there is none.
 func limit(v string) string {
 	if v == "none" {
@@ -220,6 +227,7 @@ func definitionFlags(c *cobra.Command) (apply func(*registry.Definition) (keys [
 	c.Flags().StringArrayVar(&headers, "header", nil, `header of every post, as in "X-Company: {{legalentity}}"; may be given several times; replaces those there were`)
 	c.Flags().StringArrayVar(&auth, "auth", nil, authUsage)
 	c.Flags().StringArrayVar(&tls, "tls", nil, tlsUsage)
+	settings := slices.Concat(azureSettings, settings)
 	for _, s := range settings {
 		c.Flags().String(s.flag, "", s.usage)
 	}
@@ -227,12 +235,19 @@ func definitionFlags(c *cobra.Command) (apply func(*registry.Definition) (keys [
 	c.Flags().Lookup("handshake").NoOptDefVal = "true"
 	c.Flags().Lookup("pull").NoOptDefVal = "true"
 	for _, posted := range []string{"url", "endpoint", "path", "format", "sign", "header", "handshake", "auth", "tls"} {
-		for _, fetched := range []string{"pull", "lock", "max-deliveries"} {
-			c.MarkFlagsMutuallyExclusive(posted, fetched)
+		for _, other := range append([]string{"lock", "max-deliveries"}, ways[1:]...) {
+			c.MarkFlagsMutuallyExclusive(posted, other)
+		}
+	}
+	for _, way := range ways[2:] {
+		for _, fetched := range []string{"lock", "max-deliveries"} {
+			c.MarkFlagsMutuallyExclusive(fetched, way)
 		}
 	}
 	c.MarkFlagsMutuallyExclusive("url", "endpoint")
 	c.MarkFlagsMutuallyExclusive("url", "path")
+	c.MarkFlagsMutuallyExclusive(ways...)
+	c.MarkFlagsMutuallyExclusive("access-key", "sas", "identity")
 	return func(d *registry.Definition) (keys []string, err error) {
 		if c.Flags().Changed("subject") {
 			d.Subjects, keys = subjects, append(keys, "subjects")

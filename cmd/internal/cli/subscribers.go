@@ -44,7 +44,8 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
   gridfan subscribe late --subject 'events.>' --url http://127.0.0.1:9000/ --start 2026-11-01T00:00:00Z
   gridfan subscribe orders --subject 'events.fno.>' --endpoint wms --path /orders
   gridfan subscribe erp --subject 'events.fno.>' --url https://erp.example.com/in --auth oauth2.tokenURL=https://login.example.com/token --auth oauth2.clientID=gridfan --auth oauth2.clientSecret=@/run/secrets/erp
-  gridfan subscribe nightly --subject 'events.fno.>' --pull --lock 5m`,
+  gridfan subscribe nightly --subject 'events.fno.>' --pull --lock 5m
+  gridfan subscribe grid --subject 'events.fno.>' --event-grid https://orders.westeurope-1.eventgrid.azure.net/api/events --identity managed`,
 		Args: exactly("NAME"),
 	}
 	client := adminFlags(c, env)
@@ -52,7 +53,7 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 	c.Flags().StringVar(&start, "start", string(registry.Now), "where it begins: now, beginning (everything still stored), a time such as 2026-11-01T00:00:00Z, or the sequence of an event")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the subscriber as JSON")
 	_ = c.MarkFlagRequired("subject") // it fails only for an unknown flag
-	c.MarkFlagsOneRequired("url", "endpoint", "pull")
+	c.MarkFlagsOneRequired(append(ways, "endpoint")...)
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		d.Name = args[0]
 		d.Start = registry.Start(start)
@@ -80,14 +81,19 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 			fmt.Fprintln(env.Out, "Note: "+s.Note)
 		}
 		writeKey(env.Out, s)
+		gets := "gets"
+		rows := append([][2]string{{"subjects", strings.Join(d.Subjects, ", ")}}, where(d)...)
 		if d.Deliver.Pull != nil {
-			_, err = fmt.Fprintf(env.Out, "%s can fetch %s\n  subjects  %s\n  receive   %s\nSee how it is doing:  gridfan subscribers show %s\n",
-				d.Name, from, strings.Join(d.Subjects, ", "), howToFetch(d.Name), d.Name)
-			return failed(err)
+			gets = "can fetch"
+			rows = append(rows, [2]string{"receive", howToFetch(d.Name)})
 		}
-		_, err = fmt.Fprintf(env.Out, "%s gets %s\n  subjects  %s\n  url       %s\nSee how it is doing:  gridfan subscribers show %s\n",
-			d.Name, from, strings.Join(d.Subjects, ", "), where(d), d.Name)
-		return failed(err)
+		w := tabwriter.NewWriter(env.Out, 0, 0, 2, ' ', 0)
+		fmt.Fprintf(w, "%s %s %s\n", d.Name, gets, from)
+		for _, row := range rows {
+			fmt.Fprintf(w, "  %s\t%s\n", row[0], row[1])
+		}
+		fmt.Fprintf(w, "See how it is doing:  gridfan subscribers show %s\n", d.Name)
+		return failed(w.Flush())
 	}
 	return c
 }
@@ -400,8 +406,10 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 	if d.Transform != "" {
 		row("transform", "%s", oneLine(d.Transform))
 	}
+	for _, r := range where(d) {
+		row(r[0], "%s", r[1])
+	}
 	if h := d.Deliver.Webhook; h != nil {
-		row("url", "%s", where(d))
 		row("format", "%s", h.Format)
 		for _, name := range slices.Sorted(maps.Keys(h.Headers)) {
 			row("header", "%s: %s", name, h.Headers[name])
@@ -495,13 +503,16 @@ func oneLine(s string) string {
 	return printable([]byte(strings.NewReplacer("\r\n", " ", "\n", " ", "\t", " ").Replace(strings.TrimSpace(s))))
 }
 
-// where tells where events are posted.
-func where(d registry.Definition) string {
+// where tells in rows where events go.
+func where(d registry.Definition) [][2]string {
 	h := d.Redacted().Deliver.Webhook
-	if h.Endpoint == "" {
-		return h.URL
+	switch {
+	case h == nil:
+		return azureRows(d.Deliver)
+	case h.Endpoint != "":
+		return [][2]string{{"url", strings.TrimSpace("endpoint " + h.Endpoint + " " + h.Path)}}
 	}
-	return strings.TrimSpace("endpoint " + h.Endpoint + " " + h.Path)
+	return [][2]string{{"url", h.URL}}
 }
 
 func waits(schedule []deliver.Duration) string {
@@ -543,7 +554,7 @@ func nextStep(s admin.Subscriber) string {
 	switch {
 	case s.State == admin.Paused:
 		return "Its events wait. Go on:  gridfan subscribers resume " + name
-	case s.State == admin.Parked && s.Why != admin.Undeclared:
+	case s.State == admin.Parked && s.Why != admin.Undeclared && s.Definition.Deliver.Webhook != nil:
 		return "Its events wait until it is known where they go:  gridfan endpoints set " + s.Definition.Deliver.Webhook.Endpoint + " URL"
 	case s.State == admin.Parked:
 		return "Declare it in the configuration file again, or:  gridfan subscribers delete " + name

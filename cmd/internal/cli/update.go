@@ -98,15 +98,7 @@ func change(cmd *cobra.Command, client *admin.Client, name string, apply func(*r
 
 // copyOf copies what the flags change in place.
 func copyOf(d registry.Definition) registry.Definition {
-	if d.Deliver.Webhook != nil {
-		w := *d.Deliver.Webhook
-		w.Auth = w.Auth.Clone()
-		d.Deliver.Webhook = &w
-	}
-	if d.Deliver.Pull != nil {
-		p := *d.Deliver.Pull
-		d.Deliver.Pull = &p
-	}
+	d.Deliver = d.Deliver.Clone()
 	return d
 }
 

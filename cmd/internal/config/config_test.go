@@ -508,7 +508,7 @@ func TestTables(t *testing.T) {
 			walk(f.value)
 		}
 	}
-	for _, yaml := range []string{everything, external, credentialed} {
+	for _, yaml := range []string{everything, external, credentialed, inAzure} {
 		walk((&decoder{lookup: fake}).parse([]byte(yaml)))
 	}
 	for _, key := range accepted {
@@ -608,6 +608,8 @@ func TestNoLeak(t *testing.T) {
 		"subscribers:\n s:\n  deliver:\n   webhook:\n    sign: %s\n", "subscribers:\n s:\n  deliver:\n   webhook:\n    sign: { keys: [ %s ] }\n",
 		"subscribers:\n s:\n  deliver:\n   webhook:\n    headers: { X-Key: %s }\n", "subscribers:\n s:\n  deliver:\n   webhook:\n    headers:\n     X-Key: 'x{{${env:X}'\n     Host: '${env:X}'\n     x-key: %s\n",
 		"subscribers:\n s:\n  deliver:\n   webhook:\n    headers: [ %s ]\n",
+		"subscribers:\n s:\n  deliver:\n   eventGrid:\n    endpoint: %s\n    auth: %s\n", "subscribers:\n s:\n  deliver:\n   eventGrid:\n    endpoint: https://t/\n    auth: { key: %s }\n",
+		"subscribers:\n s:\n  deliver:\n   eventGridNamespace:\n    endpoint: '${env:X}'\n    topic: '${env:X}'\n    auth:\n     sas: %s\n     managedIdentity: %s\n",
 	}
 	for _, value := range []string{canary, "1" + canary, canary + "\n" + canary, "https://" + canary + "\x7f/", canary + `"` + canary} {
 		for _, shape := range shapes {
@@ -703,7 +705,7 @@ var fence = regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$")
 // key of the tables there.
 func TestDocs(t *testing.T) {
 	complete := 0
-	for _, file := range []string{"docs/configuration.md", "README.md"} {
+	for _, file := range []string{"docs/configuration.md", "docs/azure-delivery.md", "README.md"} {
 		text, err := os.ReadFile(root + file)
 		if errors.Is(err, fs.ErrNotExist) && file == "README.md" {
 			continue

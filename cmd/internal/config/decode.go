@@ -224,6 +224,7 @@ func (d *decoder) subscriber(f *field) registry.Definition {
 		}
 	}
 	s.Deliver.Pull = d.pull(v.get("deliver", "pull"))
+	d.azureWays(v.get("deliver"), &s.Deliver)
 	s.Config = d.delivery(v)
 	d.validated(s.Validate(), v, "subscribers."+f.name)
 	return s

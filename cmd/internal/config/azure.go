@@ -1,0 +1,45 @@
+package config
+
+import (
+	"github.com/gridfan/gridfan/infra/azure"
+	"github.com/gridfan/gridfan/subscribers/eventgrid"
+	"github.com/gridfan/gridfan/subscribers/registry"
+)
+
+// azureWays reads the ways out that lead to Azure.
+func (d *decoder) azureWays(v *value, to *registry.Deliver) {
+	if w := v.get("eventGrid"); w != nil {
+		to.EventGrid = &eventgrid.Config{
+			Endpoint: d.text(w.get("endpoint")),
+			Schema:   eventgrid.Schema(d.choice(w.get("schema"))),
+			Auth:     d.azureAuth(w.get("auth")),
+		}
+	}
+	if w := v.get("eventGridNamespace"); w != nil {
+		to.EventGridNamespace = &eventgrid.NamespaceConfig{
+			Endpoint: d.text(w.get("endpoint")),
+			Topic:    d.text(w.get("topic")),
+			Auth:     d.azureAuth(w.get("auth")),
+		}
+	}
+}
+
+// azureAuth reads who gridfan is towards an Azure service. Validate knows what the
+// service lets in.
+func (d *decoder) azureAuth(v *value) azure.Auth {
+	a := azure.Auth{
+		Key:              d.secret(v.get("key")).Reveal(),
+		SAS:              d.secret(v.get("sas")).Reveal(),
+		ConnectionString: d.secret(v.get("connectionString")).Reveal(),
+		Default:          d.boolean(v.get("default")),
+	}
+	if m := v.get("managedIdentity"); m != nil {
+		a.ManagedIdentity = &azure.ManagedIdentity{ClientID: d.text(m.get("clientId"))}
+	}
+	if w := v.get("workloadIdentity"); w != nil {
+		a.WorkloadIdentity = &azure.WorkloadIdentity{
+			ClientID: d.text(w.get("clientId")), TenantID: d.text(w.get("tenantId")), TokenFile: d.text(w.get("tokenFile")),
+		}
+	}
+	return a
+}

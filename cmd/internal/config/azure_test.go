@@ -1,0 +1,65 @@
+package config
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/gridfan/gridfan/infra/azure"
+	"github.com/gridfan/gridfan/subscribers/eventgrid"
+	"github.com/gridfan/gridfan/subscribers/registry"
+)
+
+// inAzure has every key of the ways out that lead to Azure.
+const inAzure = `
+sources: { prod: { kind: fno, push: { auth: none } } }
+subscribers:
+  grid:
+    subjects: events.>
+    deliver: { eventGrid: { endpoint: "https://t.example.com/api/events", schema: eventgrid, auth: { key: "${env:KEY}" } } }
+  grid-sas: { subjects: events.>, deliver: { eventGrid: { endpoint: "https://t.example.com/api/events", auth: { sas: "${env:KEY}" } } } }
+  grid-mi: { subjects: events.>, deliver: { eventGrid: { endpoint: "https://t.example.com/", auth: { managedIdentity: { clientId: 1-2 } } } } }
+  grid-wi: { subjects: events.>, deliver: { eventGrid: { endpoint: "https://t.example.com/", auth: { workloadIdentity: { clientId: 1-2, tenantId: example.com, tokenFile: /t } } } } }
+  grid-who: { subjects: events.>, deliver: { eventGrid: { endpoint: "https://t.example.com/", auth: { default: true } } } }
+  space: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://${env:HOST}", topic: orders, auth: { key: "${env:KEY}" } } } }
+  space-mi: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://n.example.com", topic: orders, auth: { managedIdentity: { clientId: 1-2 } } } } }
+  space-own: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://n.example.com", topic: orders, auth: { managedIdentity: {} } } } }
+  space-wi: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://n.example.com", topic: orders, auth: { workloadIdentity: { clientId: 1-2, tenantId: example.com, tokenFile: /t } } } } }
+  space-who: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://n.example.com", topic: orders, auth: { default: true } } } }
+`
+
+func TestParseAzure(t *testing.T) {
+	c, err := Parse("gridfan.yaml", []byte(inAzure), fake)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const topic, root, space = "https://t.example.com/api/events", "https://t.example.com/", "https://n.example.com"
+	key := azure.Auth{Key: "key-key-key-key-key"}
+	managed := azure.Auth{ManagedIdentity: &azure.ManagedIdentity{ClientID: "1-2"}}
+	workload := azure.Auth{WorkloadIdentity: &azure.WorkloadIdentity{ClientID: "1-2", TenantID: "example.com", TokenFile: "/t"}}
+	grid := func(endpoint string, schema eventgrid.Schema, auth azure.Auth) registry.Deliver {
+		return registry.Deliver{EventGrid: &eventgrid.Config{Endpoint: endpoint, Schema: schema, Auth: auth}}
+	}
+	namespace := func(endpoint string, auth azure.Auth) registry.Deliver {
+		return registry.Deliver{EventGridNamespace: &eventgrid.NamespaceConfig{Endpoint: endpoint, Topic: "orders", Auth: auth}}
+	}
+	want := map[string]registry.Deliver{
+		"grid":      grid(topic, eventgrid.EventGrid, key),
+		"grid-sas":  grid(topic, eventgrid.CloudEvents, azure.Auth{SAS: key.Key}),
+		"grid-mi":   grid(root, eventgrid.CloudEvents, managed),
+		"grid-wi":   grid(root, eventgrid.CloudEvents, workload),
+		"grid-who":  grid(root, eventgrid.CloudEvents, azure.Auth{Default: true}),
+		"space":     namespace("https://wms.example.com", key),
+		"space-mi":  namespace(space, managed),
+		"space-own": namespace(space, azure.Auth{ManagedIdentity: &azure.ManagedIdentity{}}),
+		"space-wi":  namespace(space, workload),
+		"space-who": namespace(space, azure.Auth{Default: true}),
+	}
+	got := map[string]registry.Deliver{}
+	for _, s := range c.Subscribers {
+		got[s.Name] = s.Deliver
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+}

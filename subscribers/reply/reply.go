@@ -1,0 +1,266 @@
+// Package reply turns what a destination answered, or how it failed to, into a
+// deliver.Attempt, for the Senders that go through other people's clients: what a
+// status means, what a transport error is called, and what of an answer an
+// operator may see. Exchange is one HTTP request under that judgement.
+package reply
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"html"
+	"io"
+	"maps"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/gridfan/gridfan/subscribers/deliver"
+)
+
+// maxExcerpt is how much of an answer may stand in a Reason.
+const maxExcerpt = 512
+
+// Judge turns a status and the beginning of an answer's body into an Attempt. 2xx
+// is delivered; 408, 425, 429 and 5xx are tried again, and so are 407 and 511,
+// which never got to the destination; any other is a rejection. Redirects are one
+// too: an event and its credentials are not for any host that an answer names.
+func (s *Secrets) Judge(status int, header http.Header, body []byte) deliver.Attempt {
+	a := deliver.Attempt{Status: status}
+	switch {
+	case status >= 200 && status < 300:
+		a.Outcome = deliver.Delivered
+		return a
+	case status >= 300 && status < 400:
+		a.Outcome, a.Fault = deliver.Rejected, deliver.FaultAddress
+		a.Reason = code(status) + ": redirects are not followed" + s.location(header)
+		return a
+	case status < 200:
+		a.Outcome, a.Fault = deliver.Failed, deliver.FaultServer
+		a.Reason = code(status) + ": not an answer to a POST"
+		return a
+	}
+	words := code(status)
+	a.Outcome, a.Fault = deliver.Rejected, deliver.FaultRefused
+	switch status {
+	case http.StatusProxyAuthRequired, http.StatusNetworkAuthenticationRequired:
+		a.Outcome, a.Fault = deliver.Failed, deliver.FaultNetwork
+		words += " of a proxy on the way"
+	case http.StatusRequestTimeout, http.StatusTooEarly:
+		a.Outcome, a.Fault = deliver.Failed, deliver.FaultServer
+	case http.StatusTooManyRequests:
+		a.Outcome, a.Fault = deliver.Failed, deliver.FaultThrottled
+	case http.StatusUnauthorized, http.StatusForbidden:
+		a.Fault = deliver.FaultAccess
+	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusGone:
+		a.Fault = deliver.FaultAddress
+	default:
+		if status >= 500 {
+			a.Outcome, a.Fault = deliver.Failed, deliver.FaultServer
+		}
+	}
+	if a.Outcome == deliver.Failed {
+		a.RetryAfter = retryAfter(header.Get("Retry-After"), time.Now())
+	}
+	a.Reason = words
+	if text := s.Printable(string(body), maxExcerpt); text != "" {
+		a.Reason += ": " + text
+	}
+	return a
+}
+
+func code(status int) string { return "HTTP " + strconv.Itoa(status) }
+
+func (s *Secrets) location(header http.Header) string {
+	u, err := url.Parse(header.Get("Location"))
+	if err != nil {
+		return " (its Location is no URL)"
+	}
+	if u.Host == "" {
+		return ""
+	}
+	return " (this one leads to " + s.Printable(u.Host, 256) + ")"
+}
+
+// retryAfter reads both forms of the header (RFC 9110 §10.2.3), 0 for what is
+// neither or lies in the past.
+func retryAfter(s string, now time.Time) time.Duration {
+	if s != "" && strings.Trim(s, "0123456789") == "" {
+		const most = int64(math.MaxInt64 / time.Second)
+		n, err := strconv.ParseInt(s, 10, 64)
+		if err != nil || n > most {
+			n = most
+		}
+		return time.Duration(n) * time.Second
+	}
+	t, err := http.ParseTime(s)
+	if err != nil {
+		return 0
+	}
+	return max(t.Sub(now), 0)
+}
+
+// NoAnswer turns the lack of an answer into an Attempt that took so long. It is
+// worth another try in every case: a wrong certificate or name is somebody's to
+// repair, and the event waits until then.
+func (s *Secrets) NoAnswer(ctx context.Context, err error, took time.Duration) deliver.Attempt {
+	switch ctx.Err() {
+	case context.Canceled:
+		return deliver.Attempt{Outcome: deliver.Aborted, Reason: "stopped before there was an answer"}
+	case context.DeadlineExceeded:
+		return deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultTimeout, Reason: "timed out after " + roundOff(took)}
+	}
+	fault, reason := s.classify(err)
+	return deliver.Attempt{Outcome: deliver.Failed, Fault: fault, Reason: reason}
+}
+
+// classify puts a transport error into few words. Only what may have reached the
+// destination is a time-out: whoever fears to repeat a request need not fear one
+// whose connection did not come about.
+func (s *Secrets) classify(err error) (deliver.Fault, string) {
+	text := err.Error()
+	dns, isDNS := errors.AsType[*net.DNSError](err)
+	op, isOp := errors.AsType[*net.OpError](err)
+	record, isRecord := errors.AsType[tls.RecordHeaderError](err)
+	timeout, isNet := errors.AsType[net.Error](err)
+	switch {
+	case isDNS && dns.IsNotFound:
+		return deliver.FaultDNS, "no such host"
+	case isDNS && dns.IsTimeout:
+		return deliver.FaultDNS, "name lookup timed out"
+	case isDNS:
+		return deliver.FaultDNS, "name lookup failed"
+	case isOp && op.Op == "proxyconnect":
+		return deliver.FaultNetwork, "the proxy cannot be reached"
+	case strings.Contains(text, "TLS handshake timeout"): // net/http has no type for it
+		return deliver.FaultNetwork, "TLS: handshake timed out after " + roundOff(connectTimeout)
+	case isOp && op.Op == "dial" && op.Timeout():
+		return deliver.FaultNetwork, "connecting timed out after " + roundOff(connectTimeout)
+	case isNet && timeout.Timeout():
+		return deliver.FaultTimeout, "timed out"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return deliver.FaultNetwork, "connection refused"
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return deliver.FaultNetwork, "connection reset"
+	case errors.Is(err, syscall.EHOSTUNREACH):
+		return deliver.FaultNetwork, "no route to host"
+	case errors.Is(err, syscall.ENETUNREACH):
+		return deliver.FaultNetwork, "network unreachable"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
+		strings.Contains(text, "server closed idle connection"):
+		return deliver.FaultNetwork, "connection closed without an answer"
+	case isRecord:
+		return deliver.FaultTLS, "TLS: the destination does not speak it" + map[bool]string{true: ", but plain HTTP"}[string(record.RecordHeader[:]) == "HTTP/"]
+	}
+	for _, prefix := range []string{"x509: ", "tls: "} {
+		if _, rest, ok := strings.Cut(text, prefix); ok {
+			return deliver.FaultTLS, "TLS: " + s.Printable(rest, 256)
+		}
+	}
+	if strings.Contains(text, "://") { // the address of a proxy may hold a password
+		return deliver.FaultNetwork, "the request could not be sent"
+	}
+	return deliver.FaultNetwork, "transport error: " + s.Printable(text, 256)
+}
+
+// NoToken is the Attempt of which nothing was sent for want of a token. The event
+// is not to blame: it waits.
+func (s *Secrets) NoToken(ctx context.Context, err error, took time.Duration) deliver.Attempt {
+	if ctx.Err() != nil {
+		return s.NoAnswer(ctx, err, took)
+	}
+	// The first line says what failed; what follows quotes requests and answers.
+	first, _, _ := strings.Cut(err.Error(), "\n")
+	return deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultAccess, Reason: "no token: " + s.Printable(first, 256)}
+}
+
+// roundOff writes d with two or three digits.
+func roundOff(d time.Duration) string {
+	switch {
+	case d >= 10*time.Second:
+		return d.Round(time.Second).String()
+	case d >= time.Second:
+		return d.Round(100 * time.Millisecond).String()
+	}
+	return d.Round(time.Millisecond).String()
+}
+
+// Secrets strikes a Sender's secrets out of foreign text. The zero value knows none.
+type Secrets struct {
+	replacer *strings.Replacer
+	more     *Secrets
+}
+
+// And adds texts that are secret for a while.
+func (s *Secrets) And(texts ...string) *Secrets {
+	more := Hide(texts...)
+	more.more = s
+	return more
+}
+
+// Hide makes Secrets of texts, in every form in which an answer may quote them.
+func Hide(texts ...string) *Secrets {
+	found := map[string]bool{}
+	for _, s := range texts {
+		decoded, err := base64.StdEncoding.DecodeString(s)
+		forms := []string{s, url.QueryEscape(s), url.PathEscape(s), html.EscapeString(s), strings.TrimRight(s, "="), base64.StdEncoding.EncodeToString([]byte(s))}
+		if err == nil {
+			forms = append(forms, string(decoded))
+		}
+		for _, form := range forms {
+			if len(form) >= 4 { // something shorter would tear holes into every text
+				found[form] = true
+			}
+		}
+	}
+	// The first that matches at a place wins: longer ones go first.
+	forms := slices.SortedFunc(maps.Keys(found), func(a, b string) int {
+		if len(a) != len(b) {
+			return len(b) - len(a)
+		}
+		return strings.Compare(a, b)
+	})
+	if len(forms) == 0 {
+		return &Secrets{}
+	}
+	var pairs []string
+	for _, form := range forms {
+		pairs = append(pairs, form, "<redacted>")
+	}
+	return &Secrets{replacer: strings.NewReplacer(pairs...)}
+}
+
+// Printable makes foreign text fit for a log line: without secrets, valid UTF-8, no
+// control or formatting characters, on one line, of at most n bytes.
+func (s *Secrets) Printable(text string, n int) string {
+	for ; s != nil; s = s.more {
+		if s.replacer != nil {
+			text = s.replacer.Replace(text)
+		}
+	}
+	b := make([]byte, 0, min(len(text), n))
+	for _, r := range text {
+		if unicode.IsSpace(r) {
+			if len(b) == 0 || b[len(b)-1] == ' ' {
+				continue
+			}
+			r = ' '
+		} else if !unicode.IsPrint(r) {
+			r = utf8.RuneError
+		}
+		if len(b)+utf8.RuneLen(r) > n {
+			break
+		}
+		b = utf8.AppendRune(b, r)
+	}
+	return strings.TrimRight(string(b), " ")
+}
