@@ -10,6 +10,7 @@ import (
 
 	"github.com/gridfan/gridfan/subscribers/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/pull"
+	"github.com/gridfan/gridfan/subscribers/servicebus"
 	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
@@ -20,15 +21,17 @@ type Deliver struct {
 	Pull               *pull.Config               `json:"pull,omitempty"`
 	EventGrid          *eventgrid.Config          `json:"eventGrid,omitempty"`
 	EventGridNamespace *eventgrid.NamespaceConfig `json:"eventGridNamespace,omitempty"`
+	ServiceBus         *servicebus.Config         `json:"serviceBus,omitempty"`
 }
 
 // ways are the names of all ways out.
-var ways = []string{"webhook", "pull", "eventGrid", "eventGridNamespace"}
+var ways = []string{"webhook", "pull", "eventGrid", "eventGridNamespace", "serviceBus"}
 
 // Kinds names the ways that are set; a valid Deliver has one.
 func (d Deliver) Kinds() []string {
 	set := map[string]bool{
 		"webhook": d.Webhook != nil, "pull": d.Pull != nil, "eventGrid": d.EventGrid != nil, "eventGridNamespace": d.EventGridNamespace != nil,
+		"serviceBus": d.ServiceBus != nil,
 	}
 	return slices.DeleteFunc(slices.Clone(ways), func(name string) bool { return !set[name] })
 }
@@ -59,6 +62,9 @@ func (d Deliver) validate(path string, batch bool) error {
 	}
 	if c := d.EventGridNamespace; c != nil {
 		errs = append(errs, c.Validate(path+".eventGridNamespace"))
+	}
+	if c := d.ServiceBus; c != nil {
+		errs = append(errs, c.Validate(path+".serviceBus"))
 	}
 	return errors.Join(errs...)
 }
@@ -94,7 +100,7 @@ func (d Deliver) Clone() Deliver {
 	if d.Pull = clone(d.Pull); d.Pull != nil {
 		d.Pull.Keys, d.Pull.Entra = slices.Clone(d.Pull.Keys), clone(d.Pull.Entra)
 	}
-	d.EventGrid, d.EventGridNamespace = clone(d.EventGrid), clone(d.EventGridNamespace)
+	d.EventGrid, d.EventGridNamespace, d.ServiceBus = clone(d.EventGrid), clone(d.EventGridNamespace), clone(d.ServiceBus)
 	return d
 }
 
@@ -120,6 +126,9 @@ func (d Deliver) redacted() Deliver {
 	if c := d.EventGridNamespace; c != nil {
 		*c = c.Redacted()
 	}
+	if c := d.ServiceBus; c != nil {
+		*c = c.Redacted()
+	}
 	return d
 }
 
@@ -129,6 +138,9 @@ func (d Deliver) reveal(was Deliver) {
 		now.Reveal(*was)
 	}
 	if now, was := d.EventGridNamespace, was.EventGridNamespace; now != nil && was != nil {
+		now.Reveal(*was)
+	}
+	if now, was := d.ServiceBus, was.ServiceBus; now != nil && was != nil {
 		now.Reveal(*was)
 	}
 	if now, was := d.Pull, was.Pull; now != nil && was != nil && slices.Equal(now.Keys, was.Redacted().Keys) {

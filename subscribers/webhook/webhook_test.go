@@ -72,7 +72,7 @@ func TestSender(t *testing.T) {
 		}
 		for _, format := range formats {
 			h := sendertest.Harness{
-				Secrets: secrets, Arrays: format == EventGrid,
+				Secrets: secrets, Single: format == EventGrid,
 				New: func(t *testing.T, respond sendertest.Respond) deliver.Sender {
 					handler := sendertest.Handler(t, event.Decode, respond)
 					switch format {

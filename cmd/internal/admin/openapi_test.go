@@ -25,6 +25,7 @@ import (
 	"github.com/gridfan/gridfan/subscribers/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/servicebus"
 	"github.com/gridfan/gridfan/subscribers/trace"
 	"github.com/gridfan/gridfan/subscribers/webhook"
 )
@@ -75,6 +76,7 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 	table := map[string]any{
 		"EventGridTopic":          eventgrid.Config{},
 		"EventGridNamespaceTopic": eventgrid.NamespaceConfig{},
+		"ServiceBus":              servicebus.Config{},
 		"AzureAuth":               azure.Auth{},
 		"AzureManagedIdentity":    azure.ManagedIdentity{},
 		"AzureWorkloadIdentity":   azure.WorkloadIdentity{},

@@ -34,6 +34,7 @@ import (
 	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/retention"
+	"github.com/gridfan/gridfan/subscribers/servicebus"
 	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
@@ -369,6 +370,8 @@ func (a *App) newSender(d registry.Definition, strange bool) (deliver.Sender, er
 		return eventgrid.New(*to.EventGrid, eventgrid.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version})
 	case to.EventGridNamespace != nil:
 		return eventgrid.NewNamespace(*to.EventGridNamespace, eventgrid.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version})
+	case to.ServiceBus != nil:
+		return servicebus.New(*to.ServiceBus, servicebus.Options{Version: a.opts.Version})
 	case to.Webhook == nil:
 		return nil, errors.New("its definition names no way out that this version knows")
 	}

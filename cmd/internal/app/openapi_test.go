@@ -160,6 +160,8 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 		`{"eventGrid":{"endpoint":"https://127.0.0.1:1/","schema":"eventgrid","auth":{"key":"canary-key"}}}`,
 		`{"eventGridNamespace":{"endpoint":"https://127.0.0.1:1/","topic":"orders","auth":{"key":"canary-key"}}}`,
 		`{"eventGridNamespace":{"endpoint":"https://127.0.0.1:1/","topic":"orders","auth":{"workloadIdentity":{"clientId":"1","tenantId":"2","tokenFile":"/t"}}}}`,
+		`{"serviceBus":{"queue":"orders","session":"partitionkey","auth":{"connectionString":"Endpoint=sb://127.0.0.1:1/;SharedAccessKeyName=n;SharedAccessKey=canary"}}}`,
+		`{"serviceBus":{"namespace":"127.0.0.1:1","topic":"orders","auth":{"managedIdentity":{}}}}`,
 	} {
 		header, made := d.call("PUT", sub("azure"), `{"subjects":["events.none.>"],"deliver":`+way+`}`, 200, "")
 		shown, err := json.Marshal(made["definition"])

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"github.com/gridfan/gridfan/infra/azure"
 	"github.com/gridfan/gridfan/subscribers/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/servicebus"
 )
 
 // azureSettings are those of subscribers in Azure. The first of them choose the way.
@@ -30,11 +32,37 @@ var azureSettings = []setting{
 		d.Deliver = registry.Deliver{EventGridNamespace: c}
 		return nil
 	}},
-	{"topic", []string{"deliver.eventGridNamespace.topic"}, "topic in the namespace", func(d *registry.Definition, v string) error {
-		if d.Deliver.EventGridNamespace == nil {
-			return errors.New("only with --event-grid-namespace")
+	{"service-bus", []string{"deliver.serviceBus.namespace"}, "Service Bus namespace, in the place of --url, as in contoso.servicebus.windows.net; with --queue or --topic", func(d *registry.Definition, v string) error {
+		bus(d).Namespace = v
+		return nil
+	}},
+	{"connection-string", []string{"deliver.serviceBus.auth.connectionString", "deliver.serviceBus.namespace"}, "connection string of a Service Bus namespace, in the place of --service-bus", func(d *registry.Definition, v string) error {
+		bus(d).Namespace, bus(d).Auth = "", azure.Auth{ConnectionString: v}
+		return nil
+	}},
+	{"topic", []string{"deliver.eventGridNamespace.topic", "deliver.serviceBus.topic", "deliver.serviceBus.queue"}, "topic in the namespace of Event Grid or Service Bus", func(d *registry.Definition, v string) error {
+		switch {
+		case d.Deliver.EventGridNamespace != nil:
+			d.Deliver.EventGridNamespace.Topic = v
+		case d.Deliver.ServiceBus != nil:
+			d.Deliver.ServiceBus.Topic, d.Deliver.ServiceBus.Queue = v, ""
+		default:
+			return errors.New("only with --event-grid-namespace, --service-bus or --connection-string")
 		}
-		d.Deliver.EventGridNamespace.Topic = v
+		return nil
+	}},
+	{"queue", []string{"deliver.serviceBus.queue", "deliver.serviceBus.topic"}, "queue in the Service Bus namespace", func(d *registry.Definition, v string) error {
+		if d.Deliver.ServiceBus == nil {
+			return errors.New("only with --service-bus or --connection-string")
+		}
+		d.Deliver.ServiceBus.Queue, d.Deliver.ServiceBus.Topic = v, ""
+		return nil
+	}},
+	{"session", []string{"deliver.serviceBus.session"}, "what becomes the session of a Service Bus message: none (default) or partitionkey", func(d *registry.Definition, v string) error {
+		if d.Deliver.ServiceBus == nil {
+			return errors.New("only with --service-bus or --connection-string")
+		}
+		d.Deliver.ServiceBus.Session = servicebus.Session(v)
 		return nil
 	}},
 	{"schema", []string{"deliver.eventGrid.schema"}, "what the Event Grid topic was made for: cloudevents (default) or eventgrid", func(d *registry.Definition, v string) error {
@@ -68,10 +96,20 @@ var azureSettings = []setting{
 	}),
 }
 
+// bus makes a definition one of Service Bus.
+func bus(d *registry.Definition) *servicebus.Config {
+	c := d.Deliver.ServiceBus
+	if c == nil {
+		c = &servicebus.Config{}
+	}
+	d.Deliver = registry.Deliver{ServiceBus: c}
+	return c
+}
+
 // authSetting takes the place of every other way to be let in.
 func authSetting(flag, key, usage string, set func(*azure.Auth, string) error) setting {
 	var keys []string
-	for _, way := range []string{"eventGrid", "eventGridNamespace"} {
+	for _, way := range []string{"eventGrid", "eventGridNamespace", "serviceBus"} {
 		keys = append(keys, "deliver."+way+".auth."+key)
 	}
 	return setting{flag, keys, usage, func(d *registry.Definition, v string) error {
@@ -81,8 +119,10 @@ func authSetting(flag, key, usage string, set func(*azure.Auth, string) error) s
 			to = &d.Deliver.EventGrid.Auth
 		case d.Deliver.EventGridNamespace != nil:
 			to = &d.Deliver.EventGridNamespace.Auth
+		case d.Deliver.ServiceBus != nil:
+			to = &d.Deliver.ServiceBus.Auth
 		default:
-			return errors.New("only of subscribers in Azure: --event-grid, --event-grid-namespace")
+			return errors.New("only of subscribers in Azure: --event-grid, --event-grid-namespace, --service-bus")
 		}
 		*to = azure.Auth{}
 		return set(to, v)
@@ -105,6 +145,15 @@ func azureRows(to registry.Deliver) [][2]string {
 			{"topic", to.EventGridNamespace.Topic},
 			{"as", who(to.EventGridNamespace.Auth)},
 		}
+	case to.ServiceBus != nil:
+		c := to.ServiceBus
+		rows := [][2]string{{"service bus", cmp.Or(c.Namespace, "as the connection string says")}}
+		if c.Queue != "" {
+			rows = append(rows, [2]string{"queue", c.Queue})
+		} else {
+			rows = append(rows, [2]string{"topic", c.Topic})
+		}
+		return append(rows, [2]string{"session", string(c.Session)}, [2]string{"as", who(c.Auth)})
 	}
 	return nil
 }

@@ -174,7 +174,7 @@ func headerFlag(d *registry.Definition, lines []string) error {
 
 // ways are the flags that say where events go; one of them must be given, or
 // endpoint.
-var ways = []string{"url", "pull", "event-grid", "event-grid-namespace"}
+var ways = []string{"url", "pull", "event-grid", "event-grid-namespace", "service-bus", "connection-string"}
 
 // limit reads none as the default of a limit, which is that there is none.
 func limit(v string) string {
@@ -247,7 +247,8 @@ func definitionFlags(c *cobra.Command) (apply func(*registry.Definition) (keys [
 	c.MarkFlagsMutuallyExclusive("url", "endpoint")
 	c.MarkFlagsMutuallyExclusive("url", "path")
 	c.MarkFlagsMutuallyExclusive(ways...)
-	c.MarkFlagsMutuallyExclusive("access-key", "sas", "identity")
+	c.MarkFlagsMutuallyExclusive("access-key", "sas", "connection-string", "identity")
+	c.MarkFlagsMutuallyExclusive("queue", "topic")
 	return func(d *registry.Definition) (keys []string, err error) {
 		if c.Flags().Changed("subject") {
 			d.Subjects, keys = subjects, append(keys, "subjects")

@@ -4,6 +4,7 @@ import (
 	"github.com/gridfan/gridfan/infra/azure"
 	"github.com/gridfan/gridfan/subscribers/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/servicebus"
 )
 
 // azureWays reads the ways out that lead to Azure.
@@ -21,6 +22,21 @@ func (d *decoder) azureWays(v *value, to *registry.Deliver) {
 			Topic:    d.text(w.get("topic")),
 			Auth:     d.azureAuth(w.get("auth")),
 		}
+	}
+	to.ServiceBus = d.queue(v.get("serviceBus"))
+}
+
+// queue reads a queue or topic of Service Bus.
+func (d *decoder) queue(v *value) *servicebus.Config {
+	if v == nil {
+		return nil
+	}
+	return &servicebus.Config{
+		Namespace: d.text(v.get("namespace")),
+		Queue:     d.text(v.get("queue")),
+		Topic:     d.text(v.get("topic")),
+		Session:   servicebus.Session(d.choice(v.get("session"))),
+		Auth:      d.azureAuth(v.get("auth")),
 	}
 }
 

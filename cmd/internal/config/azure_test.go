@@ -8,6 +8,7 @@ import (
 	"github.com/gridfan/gridfan/infra/azure"
 	"github.com/gridfan/gridfan/subscribers/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/servicebus"
 )
 
 // inAzure has every key of the ways out that lead to Azure.
@@ -26,6 +27,10 @@ subscribers:
   space-own: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://n.example.com", topic: orders, auth: { managedIdentity: {} } } } }
   space-wi: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://n.example.com", topic: orders, auth: { workloadIdentity: { clientId: 1-2, tenantId: example.com, tokenFile: /t } } } } }
   space-who: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://n.example.com", topic: orders, auth: { default: true } } } }
+  bus: { subjects: events.>, deliver: { serviceBus: { queue: orders, session: partitionkey, auth: { connectionString: "${env:BUS}" } } } }
+  bus-mi: { subjects: events.>, deliver: { serviceBus: { namespace: b.example.com, topic: orders, auth: { managedIdentity: { clientId: 1-2 } } } } }
+  bus-wi: { subjects: events.>, deliver: { serviceBus: { namespace: b.example.com, topic: orders, auth: { workloadIdentity: { clientId: 1-2, tenantId: example.com, tokenFile: /t } } } } }
+  bus-who: { subjects: events.>, deliver: { serviceBus: { namespace: b.example.com, topic: orders, auth: { default: true } } } }
 `
 
 func TestParseAzure(t *testing.T) {
@@ -43,6 +48,9 @@ func TestParseAzure(t *testing.T) {
 	namespace := func(endpoint string, auth azure.Auth) registry.Deliver {
 		return registry.Deliver{EventGridNamespace: &eventgrid.NamespaceConfig{Endpoint: endpoint, Topic: "orders", Auth: auth}}
 	}
+	bus := func(auth azure.Auth) registry.Deliver {
+		return registry.Deliver{ServiceBus: &servicebus.Config{Namespace: "b.example.com", Topic: "orders", Session: servicebus.NoSession, Auth: auth}}
+	}
 	want := map[string]registry.Deliver{
 		"grid":      grid(topic, eventgrid.EventGrid, key),
 		"grid-sas":  grid(topic, eventgrid.CloudEvents, azure.Auth{SAS: key.Key}),
@@ -54,6 +62,12 @@ func TestParseAzure(t *testing.T) {
 		"space-own": namespace(space, azure.Auth{ManagedIdentity: &azure.ManagedIdentity{}}),
 		"space-wi":  namespace(space, workload),
 		"space-who": namespace(space, azure.Auth{Default: true}),
+		"bus": {ServiceBus: &servicebus.Config{
+			Queue: "orders", Session: servicebus.ByPartition, Auth: azure.Auth{ConnectionString: "Endpoint=sb://b.example.com/;SharedAccessKeyName=n;SharedAccessKey=canary"},
+		}},
+		"bus-mi":  bus(managed),
+		"bus-wi":  bus(workload),
+		"bus-who": bus(azure.Auth{Default: true}),
 	}
 	got := map[string]registry.Deliver{}
 	for _, s := range c.Subscribers {

@@ -53,6 +53,7 @@ var fake = Lookup{
 			"EIGHT":  "8",
 			"EMPTY":  "",
 			"WRONG":  "canary-wrong-value",
+			"BUS":    "Endpoint=sb://b.example.com/;SharedAccessKeyName=n;SharedAccessKey=canary",
 		}[name]
 		return v, ok
 	},
@@ -610,6 +611,7 @@ func TestNoLeak(t *testing.T) {
 		"subscribers:\n s:\n  deliver:\n   webhook:\n    headers: [ %s ]\n",
 		"subscribers:\n s:\n  deliver:\n   eventGrid:\n    endpoint: %s\n    auth: %s\n", "subscribers:\n s:\n  deliver:\n   eventGrid:\n    endpoint: https://t/\n    auth: { key: %s }\n",
 		"subscribers:\n s:\n  deliver:\n   eventGridNamespace:\n    endpoint: '${env:X}'\n    topic: '${env:X}'\n    auth:\n     sas: %s\n     managedIdentity: %s\n",
+		"subscribers:\n s:\n  deliver:\n   serviceBus:\n    namespace: '${env:X}'\n    queue: '${env:X}'\n    auth:\n     connectionString: %s\n", "subscribers:\n s:\n  deliver: { serviceBus: { queue: q, auth: %s } }\n",
 	}
 	for _, value := range []string{canary, "1" + canary, canary + "\n" + canary, "https://" + canary + "\x7f/", canary + `"` + canary} {
 		for _, shape := range shapes {
