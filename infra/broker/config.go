@@ -15,13 +15,16 @@ type Config struct {
 	// Dir is where the embedded server stores everything. Default "./data".
 	Dir string
 	// Listen is the address at which other NATS clients reach the embedded
-	// server: "host:port", or "none" for no listener. It has no password, so
-	// only loopback addresses are allowed. The default is 127.0.0.1:4222; when
+	// server: "host:port", or "none" for no listener. Nobody is asked who they are
+	// and everything is allowed there, so it must be a loopback address. The default is 127.0.0.1:4222; when
 	// that default is taken, the server goes without and says so.
 	Listen string
 
-	// URL names external servers, comma-separated. Dir and Listen then have
-	// no meaning.
+	// Clients is where subscribers take their events by themselves.
+	Clients ClientsConfig
+
+	// URL names external servers, comma-separated. Dir, Listen and Clients then
+	// have no meaning.
 	URL string
 	// Credentials is the text of a NATS .creds file for the external server.
 	Credentials secret.String
@@ -100,7 +103,7 @@ func (c *Config) Validate() error {
 				errs = append(errs, errors.New("broker.embedded.listen: the embedded server has no password, so only a loopback address is allowed; use an external server (broker.url) to share it"))
 			}
 		}
-		return errors.Join(errs...)
+		return errors.Join(append(errs, c.Clients.validate()...)...)
 	}
 	for u := range strings.SplitSeq(c.URL, ",") {
 		if u = strings.TrimSpace(u); !strings.HasPrefix(u, "nats://") && !strings.HasPrefix(u, "tls://") {

@@ -24,6 +24,10 @@ type node struct {
 	// These are restored before each start.
 	states states
 	blocks blocks
+	// Only where subscribers' clients are let in: who they are, and the loopback
+	// address, which the server's own listener does not serve then.
+	door     *door
+	loopback net.Listener
 
 	mu  sync.Mutex     // guards srv
 	srv *server.Server // nil while there is none
@@ -58,11 +62,56 @@ func newNode(cfg Config, log *slog.Logger) (*node, error) {
 		DisableJetStreamBanner: true,
 		DontListen:             true,
 	}}
+	if cfg.Clients.Listen != "" {
+		n.door = newDoor(log)
+	}
 	if err := n.listen(cfg.Listen); err != nil {
 		lock.release()
 		return nil, err
 	}
+	if n.door != nil {
+		if err := n.admitClients(cfg.Clients); err != nil {
+			n.close()
+			return nil, err
+		}
+	}
 	return n, nil
+}
+
+// admitClients gives the server a listener for subscribers' clients.
+func (n *node) admitClients(cfg ClientsConfig) error {
+	host, port, err := probe("broker.embedded.clients.listen", cfg.Listen)
+	if err != nil {
+		return err
+	}
+	n.opts.DontListen, n.opts.Host, n.opts.Port = false, host, port
+	n.opts.TLSConfig = cfg.TLS
+	n.opts.CustomClientAuthentication = n.door
+	n.opts.AlwaysEnableNonce = true // the challenge that clients sign
+	n.opts.AuthTimeout = authSeconds
+	return nil
+}
+
+// probe reads an address and sees whether it is free: the server's own answer to
+// a taken port is to exit.
+func probe(key, addr string) (host string, port int, err error) {
+	host, text, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", 0, fmt.Errorf("%s %q: %w", key, addr, err)
+	}
+	port, err = strconv.Atoi(text)
+	if err != nil || port < 0 || port > 65535 {
+		return "", 0, fmt.Errorf("%s %q: want a port number", key, addr)
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return "", 0, fmt.Errorf("%s: %w", key, err)
+	}
+	l.Close()
+	if port == 0 {
+		port = server.RANDOM_PORT
+	}
+	return host, port, nil
 }
 
 // listen decides the address for other NATS clients.
@@ -74,29 +123,24 @@ func (n *node) listen(configured string) error {
 	if addr == "" {
 		addr = DefaultListen
 	}
-	host, portText, err := net.SplitHostPort(addr)
-	if err != nil {
-		return fmt.Errorf("broker.embedded.listen %q: %w", addr, err)
+	host, port, err := probe("broker.embedded.listen", addr)
+	var taken *net.OpError
+	if errors.As(err, &taken) && configured == "" {
+		n.log.Warn("the broker has no address for other NATS clients: the default one is taken",
+			"address", addr, "fix", `set broker.embedded.listen to a free address, or to "none"`)
+		return nil
 	}
-	port, err := strconv.Atoi(portText)
-	if err != nil || port < 0 || port > 65535 {
-		return fmt.Errorf("broker.embedded.listen %q: want a port number", addr)
-	}
-	// The server's own answer to a taken port is to exit: try it first.
-	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		if configured == "" {
-			n.log.Warn("the broker has no address for other NATS clients: the default one is taken",
-				"address", addr, "fix", `set broker.embedded.listen to a free address, or to "none"`)
-			return nil
-		}
+		return err
+	}
+	if n.door == nil {
+		n.opts.DontListen, n.opts.Host, n.opts.Port = false, host, port
+		return nil
+	}
+	if n.loopback, err = net.Listen("tcp", addr); err != nil {
 		return fmt.Errorf("broker.embedded.listen: %w", err)
 	}
-	l.Close()
-	n.opts.DontListen, n.opts.Host, n.opts.Port = false, host, port
-	if port == 0 {
-		n.opts.Port = server.RANDOM_PORT
-	}
+	go n.forward(n.loopback)
 	return nil
 }
 
@@ -111,6 +155,9 @@ func (n *node) start() error {
 		return fmt.Errorf("start the embedded broker: %w", err)
 	}
 	s.SetLoggerV2(serverLog{n.log.With("component", "nats-server")}, false, false, false)
+	if n.door != nil {
+		n.door.at(s)
+	}
 	s.Start()
 	// A million stored messages are recovered in under a second.
 	if !s.ReadyForConnections(60*time.Second) || !s.JetStreamEnabled() {
@@ -141,6 +188,9 @@ func (n *node) stop() {
 
 // close ends the server and gives the store free.
 func (n *node) close() {
+	if n.loopback != nil {
+		n.loopback.Close()
+	}
 	n.stop()
 	n.lock.release()
 }
@@ -163,10 +213,16 @@ func (n *node) InProcessConn() (net.Conn, error) {
 
 // url is where other clients connect, empty if nowhere.
 func (n *node) url() string {
-	if s := n.server(); s != nil && !n.opts.DontListen {
+	switch s := n.server(); {
+	case s == nil:
+		return ""
+	case n.loopback != nil:
+		return "nats://" + n.loopback.Addr().String()
+	case n.opts.DontListen || n.door != nil:
+		return ""
+	default:
 		return s.ClientURL()
 	}
-	return ""
 }
 
 // serverLog hands the server's log lines to slog. The server speaks of its

@@ -1,6 +1,9 @@
 package broker
 
-import "context"
+import (
+	"context"
+	"testing"
+)
 
 // Declare declares the streams once more.
 func Declare(ctx context.Context, b *Broker) error { return b.declare(ctx) }
@@ -49,3 +52,13 @@ func SubjectsFrom(ctx context.Context, b *Broker, stream, filter string, offset 
 
 // ListMost is up to how many subjects of RETRY are listed to be counted.
 const ListMost = listMost
+
+// Restart ends the server and starts another on its store, as after a failure of
+// the disk.
+func Restart(t testing.TB, b *Broker) {
+	t.Helper()
+	b.node.stop()
+	if err := b.node.start(); err != nil {
+		t.Fatal(err)
+	}
+}

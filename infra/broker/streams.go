@@ -21,6 +21,7 @@ const (
 	StreamQuarantine  = "QUARANTINE"  // accepted and not understood
 	StreamAttempts    = "ATTEMPTS"    // settlements and attempts, in blocks
 	StreamOps         = "OPS"         // what happened to gridfan itself
+	StreamAdvisories  = "ADVISORIES"  // what subscribers' own clients gave up
 
 	BucketSubscribers = "gridfan_subscribers"
 	BucketEndpoints   = "gridfan_endpoints" // named addresses of subscribers
@@ -28,6 +29,7 @@ const (
 	BucketLeases      = "gridfan_leases"    // who does what only one replica may do
 	BucketJobs        = "gridfan_jobs"      // redrives and replays
 	BucketBooks       = "gridfan_books"     // sums, and how far they reach
+	BucketNative      = "gridfan_native"    // how far subscribers' own clients have come
 
 	streamSpool = "SPOOL" // in a server of its own, see OpenSpool
 )
@@ -42,6 +44,24 @@ const (
 	subjectAttempts    = "gridfan.attempts."
 	subjectOps         = "gridfan.ops."
 )
+
+// The server's advisories about a consumer of EVENTS (nats-server v2.15.2,
+// server/jetstream_api.go).
+const (
+	advisoryMaxDeliveries = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES." + StreamEvents + "."
+	advisoryTerminated    = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED." + StreamEvents + "."
+	subjectFence          = "gridfan.fence."
+)
+
+// AdvisoriesOf matches what the server said of the events that a subscriber's
+// client gave up.
+func AdvisoriesOf(subscriber string) string {
+	return "$JS.EVENT.ADVISORY.CONSUMER.*." + StreamEvents + "." + subscriber
+}
+
+// Fence is a subject of the stream of advisories: when a message on it is stored,
+// so are the advisories sent before.
+func Fence(subscriber string) string { return subjectFence + subscriber }
 
 // RetryDue is where a subscriber's retries arrive when their time has come.
 func RetryDue(subscriber string) string { return subjectRetry + "due." + subscriber }
@@ -207,6 +227,11 @@ func (b *Broker) declare(ctx context.Context) error {
 			Description: "gridfan: breakers, pauses and other changes of state, as CloudEvents",
 			Discard:     jetstream.DiscardOld, MaxBytes: share(1), AllowDirect: true,
 		},
+		{
+			Name: StreamAdvisories, Subjects: []string{advisoryMaxDeliveries + "*", advisoryTerminated + "*", subjectFence + "*"},
+			Description: "gridfan: events that subscribers' own NATS clients gave up, until they are dead letters",
+			Discard:     jetstream.DiscardOld, MaxBytes: share(1), Compression: jetstream.S2Compression,
+		},
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -232,6 +257,7 @@ func (b *Broker) declareBuckets(ctx context.Context, memoryOnly bool) error {
 		{Bucket: BucketEndpoints, Description: "gridfan: named addresses of subscribers", History: 5, MaxBytes: share(1)},
 		{Bucket: BucketJobs, Description: "gridfan: redrives and replays", History: 1, MaxBytes: share(1)},
 		{Bucket: BucketBooks, Description: "gridfan: sums, and how far they reach", History: 1, MaxBytes: share(4)},
+		{Bucket: BucketNative, Description: "gridfan: how far subscribers' own NATS clients have come", History: 1, MaxBytes: share(1)},
 		{Bucket: BucketBreakers, Description: "gridfan: how each replica sees each subscriber", History: 1, MaxBytes: memoryBucket, TTL: breakerTTL, Storage: jetstream.MemoryStorage},
 		{Bucket: BucketLeases, Description: "gridfan: who does what only one replica may do", History: 1, MaxBytes: memoryBucket, LimitMarkerTTL: time.Second, Storage: jetstream.MemoryStorage},
 	} {
