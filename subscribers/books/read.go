@@ -495,10 +495,17 @@ func (b *Books) stocks(ctx context.Context) (map[string]stock, error) {
 	b.mu.Lock()
 	entries := b.entered
 	b.mu.Unlock()
+	own, err := b.Registry.Unrecorded(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for _, e := range entries {
 		name := e.Definition.Name
 		s := all[name]
-		n, err := b.Registry.Pending(ctx, e, cursors[name])
+		n, native := own[name]
+		if !native {
+			n, err = b.Registry.Pending(ctx, e, cursors[name])
+		} // else its client acknowledges in any order, and is recorded in one
 		if err != nil {
 			return nil, err
 		}

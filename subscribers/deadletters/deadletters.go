@@ -41,6 +41,7 @@ var (
 	ErrNoJob        = errors.New("no such job")
 	ErrEnded        = errors.New("the job has ended")
 	ErrBadSelection = errors.New("bad selection")
+	ErrNative       = errors.New("its own NATS client takes its events, so none can be sent to it anew")
 )
 
 func bad(format string, args ...any) error {

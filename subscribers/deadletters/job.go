@@ -306,6 +306,9 @@ func (s *Store) letterJob(ctx context.Context, kind Kind, subscriber string, sel
 	if err != nil {
 		return nil, err
 	}
+	if kind == Redrive && e.Definition.Native() {
+		return nil, fmt.Errorf("subscriber %q: %w", subscriber, ErrNative)
+	}
 	info, err := s.letters.Info(ctx)
 	if err != nil {
 		return nil, err

@@ -132,6 +132,9 @@ func (s *Store) span(ctx context.Context, subscriber string, r Range) (span, err
 	if err != nil {
 		return span{}, fmt.Errorf("subscriber %q: %w", subscriber, err)
 	}
+	if e.Definition.Native() {
+		return span{}, fmt.Errorf("subscriber %q: %w", subscriber, ErrNative)
+	}
 	info, err := s.events.Info(ctx)
 	if err != nil {
 		return span{}, err

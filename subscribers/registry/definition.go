@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/gridfan/gridfan/infra/secret"
@@ -37,6 +38,9 @@ type Definition struct {
 
 	deliver.Config
 }
+
+// Native says whether the subscriber's own NATS client takes the events.
+func (d Definition) Native() bool { return d.Deliver.Nats != nil }
 
 // Validate sets defaults and reports every problem, each beginning with the
 // path of its key in the configuration file. It compiles the expressions.
@@ -70,6 +74,9 @@ func (d *Definition) settle() error {
 	}
 	if d.Deliver.Pull != nil && len(d.Deliver.Kinds()) == 1 {
 		errs = append(errs, d.fetched(path))
+	}
+	if d.Native() && len(d.Deliver.Kinds()) == 1 {
+		errs = append(errs, d.plain(path))
 	}
 	if d.Start == "" {
 		d.Start = Now
@@ -117,6 +124,27 @@ func (d *Definition) fetched(path string) error {
 	if !same(d.Breaker, usual.Breaker) {
 		refuse("breaker", "nobody is called, so there is nothing to break; remove the key")
 	}
+	return errors.Join(errs...)
+}
+
+// plain refuses what has no meaning where the client reads the stream itself.
+// Defaults are no offence.
+func (d *Definition) plain(path string) error {
+	var errs []error
+	for key, set := range map[string]bool{"filter": d.Filter != "", "transform": d.Transform != ""} {
+		if set {
+			errs = append(errs, fmt.Errorf("%s.%s: deliver.nats gives events as they are stored, so they can't be filtered or transformed on the way; narrow the subjects, or let the client do it", path, key))
+		}
+	}
+	given, plain := d.Config, deliver.Config{}
+	plain.Limits.Backlog = given.Limits.Backlog
+	if given.Validate(path) != nil || plain.Validate(path) != nil {
+		return errors.Join(errs...) // reported by itself
+	}
+	for _, difference := range differences(plain, given, plain, given) {
+		errs = append(errs, fmt.Errorf("%s.%s: has no meaning for deliver.nats, where the client asks for events when it likes; remove the key (deliver.nats has ackWait, maxDeliver and maxAckPending)", path, difference.Key))
+	}
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(errs...)
 }
 

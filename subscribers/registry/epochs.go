@@ -196,10 +196,15 @@ func (r *Registry) settle(ctx context.Context, name string) (Entry, error) {
 		if err != nil || e.settled() {
 			return e, err
 		}
-		if err := r.quiet(ctx, name, until); err != nil {
-			return e, err
+		// A client that asks by itself does not stop for us, and need not: what it
+		// gets that it no longer wants has no record.
+		native := e.Definition.Native()
+		if !native {
+			if err := r.quiet(ctx, name, until); err != nil {
+				return e, err
+			}
 		}
-		settled, err := r.trySettle(ctx, &e, time.Now().After(until))
+		settled, err := r.trySettle(ctx, &e, native || time.Now().After(until))
 		if settled || err != nil && !errors.Is(err, jetstream.ErrKeyExists) { // how a stale revision is called
 			return e, err
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/native"
 )
 
 // Fleet runs a Worker for every subscriber of the bucket and follows its
@@ -79,6 +80,7 @@ func StartFleet(ctx context.Context, r *Registry, parts deliver.Parts, newSender
 		f.Stop(0)
 		return nil, ctx.Err()
 	}
+	parts.Broker.Admitting()
 	return f, nil
 }
 
@@ -158,20 +160,21 @@ func (f *Fleet) keeper(name string, create bool) *keeper {
 // Breaker tells how a subscriber's breaker stands in this process; ok is false
 // for one that has no worker here, or is parked.
 func (f *Fleet) Breaker(name string) (s deliver.BreakerStatus, ok bool) {
-	f.with(name, func(k *keeper, w *deliver.Worker) {
-		if ok = !k.parked; ok {
-			s = w.Breaker()
+	f.with(name, func(k *keeper, w worker) {
+		if sending, is := w.(*deliver.Worker); is && !k.parked {
+			s, ok = sending.Breaker(), true
 		}
 	})
 	return s, ok
 }
 
 // Serving says whether this replica serves a subscriber: where order is kept, only
-// one of several does. ok is false for one that has no worker here, or is parked.
+// one of several does. ok is false for one that has no worker here that sends, or is
+// parked.
 func (f *Fleet) Serving(name string) (serving, ok bool) {
-	f.with(name, func(k *keeper, w *deliver.Worker) {
-		if ok = !k.parked; ok {
-			serving = w.Serving()
+	f.with(name, func(k *keeper, w worker) {
+		if sending, is := w.(*deliver.Worker); is && !k.parked {
+			serving, ok = sending.Serving(), true
 		}
 	})
 	return serving, ok
@@ -181,20 +184,27 @@ func (f *Fleet) Serving(name string) (serving, ok bool) {
 func (f *Fleet) Views(name string) []deliver.View { return f.parts.Board.Views(name) }
 
 // RetryNow lets a subscriber be tried at once that waits for its next probe; see
-// deliver.Worker.RetryNow. false means that it has no worker here.
-func (f *Fleet) RetryNow(name string) bool {
-	return f.with(name, func(_ *keeper, w *deliver.Worker) { w.RetryNow() })
+// deliver.Worker.RetryNow. false means that it has no worker here, or one that
+// sends nothing.
+func (f *Fleet) RetryNow(name string) (ok bool) {
+	f.with(name, func(_ *keeper, w worker) {
+		if sending, is := w.(*deliver.Worker); is {
+			sending.RetryNow()
+			ok = true
+		}
+	})
+	return ok
 }
 
 // Expire makes a subscriber's worker give up the oldest of its backlog; see
 // deliver.Worker.Expire. false means that it has no worker here.
 func (f *Fleet) Expire(name string, through uint64) bool {
-	return f.with(name, func(_ *keeper, w *deliver.Worker) { w.Expire(through) })
+	return f.with(name, func(_ *keeper, w worker) { w.Expire(through) })
 }
 
 // Shed makes it drop the oldest of its backlog; see deliver.Worker.Shed.
 func (f *Fleet) Shed(name string, through uint64) bool {
-	return f.with(name, func(_ *keeper, w *deliver.Worker) { w.Shed(through) })
+	return f.with(name, func(_ *keeper, w worker) { w.Shed(through) })
 }
 
 // GivenUp counts what the workers of this process gave up since the start, by
@@ -218,7 +228,7 @@ func (f *Fleet) GivenUp() map[string]deliver.GivenUp {
 }
 
 // with calls do while the worker stays, and says whether there is one.
-func (f *Fleet) with(name string, do func(*keeper, *deliver.Worker)) bool {
+func (f *Fleet) with(name string, do func(*keeper, worker)) bool {
 	f.mu.Lock()
 	k := f.keepers[name]
 	f.mu.Unlock()
@@ -249,6 +259,16 @@ func (f *Fleet) Stop(grace time.Duration) {
 	}
 }
 
+// worker serves one subscriber: it sends events, or keeps account of those that
+// the subscriber's own client takes.
+type worker interface {
+	SetPaused(bool)
+	Expire(through uint64)
+	Shed(through uint64)
+	GivenUp() deliver.GivenUp
+	Stop(grace time.Duration)
+}
+
 // keeper keeps one subscriber's worker as its entry wants it.
 type keeper struct {
 	fleet *Fleet
@@ -260,7 +280,7 @@ type keeper struct {
 	mu      sync.Mutex // guards all below
 	want    *Entry     // nil: none
 	applied []func()   // called once want has been tried
-	worker  *deliver.Worker
+	worker  worker
 	parked  bool            // the worker never sends
 	before  deliver.GivenUp // by the workers before this one
 	grace   time.Duration
@@ -370,13 +390,13 @@ func (k *keeper) narrowed() {
 	}
 }
 
-// expired has the keys dropped that sign no longer; the watcher brings the rest.
+// expired has the keys dropped that are no longer good; the watcher brings the rest.
 func (k *keeper) expired() {
 	k.expiry = nil
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := k.fleet.registry.expireKeys(ctx, k.name); err != nil && !errors.Is(err, ErrNotFound) {
-		k.fleet.log.Warn("an old signing key still signs, trying again", "subscriber", k.name, "error", err)
+		k.fleet.log.Warn("an old key is still good, trying again", "subscriber", k.name, "error", err)
 		k.expiry = time.After(10 * time.Second)
 	}
 }
@@ -387,6 +407,7 @@ func (k *keeper) apply(want *Entry) error {
 		k.end(changeGrace)
 		k.fleet.parts.Metrics.Forget(k.name)
 		k.fleet.parts.Recorder.Forget(k.name)
+		k.fleet.parts.Broker.Dismiss(k.name)
 		return nil
 	}
 	if !want.settled() {
@@ -415,6 +436,9 @@ func (k *keeper) apply(want *Entry) error {
 		return nil
 	}
 	k.end(changeGrace)
+	if want.Definition.Native() {
+		return k.applyNative(want, held)
+	}
 	// A parked subscriber gets nothing, but what it holds back has its limits.
 	sender := deliver.Sender(mute{})
 	switch {
@@ -462,18 +486,50 @@ func (k *keeper) apply(want *Entry) error {
 		return err
 	}
 	serving.worker = true
+	k.at = at
+	k.started(want, w, want.Orphaned || lost)
+	return nil
+}
+
+// applyNative serves a subscriber whose own client takes the events.
+func (k *keeper) applyNative(want *Entry, held bool) error {
+	f := k.fleet
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	serving := f.registry.serves(k.name)
+	serving.Lock()
+	defer serving.Unlock()
+	filter, err := f.registry.prepare(ctx, *want)
+	if err != nil {
+		return err
+	}
+	judge := &judge{registry: f.registry, entry: *want}
+	w, err := native.Start(ctx, native.Subscriber{
+		Name: k.name, Filter: filter, Subjects: want.filter(), Wants: judge.wants,
+		StartSequence: want.StartSequence, Created: want.Created, Paused: held,
+		Config: *want.Definition.Deliver.Nats, Keys: want.opens(),
+	}, native.Parts{Broker: f.parts.Broker, Recorder: f.parts.Recorder, Log: f.log})
+	if err != nil {
+		return err
+	}
+	k.at = place{}
+	k.started(want, w, want.Orphaned)
+	return nil
+}
+
+// started notes what serves the subscriber now.
+func (k *keeper) started(want *Entry, w worker, parked bool) {
 	k.mu.Lock()
-	k.worker, k.parked = w, want.Orphaned || lost
+	k.worker, k.parked = w, parked
 	k.mu.Unlock()
-	k.have, k.at = want, at
+	k.have = want
 	if at := want.nextExpiry(); !at.IsZero() {
 		k.expiry = time.After(time.Until(at))
 	}
 	if len(want.Epochs) > 1 {
 		k.narrow = time.After(narrowEvery)
 	}
-	k.fleet.log.Info("subscriber started", "subscriber", k.name, "subjects", want.Definition.Subjects, "paused", want.Paused, "parked", want.Orphaned || lost)
-	return nil
+	k.fleet.log.Info("subscriber started", "subscriber", k.name, "subjects", want.Definition.Subjects, "paused", want.Paused, "parked", parked)
 }
 
 // mute is the sender of a parked subscriber. It is never called.

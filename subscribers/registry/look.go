@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/native"
 )
 
 // Look is what EVENTS holds and what each subscriber has got of it.
@@ -75,8 +76,12 @@ func (r *Registry) Look(ctx context.Context) (Look, error) {
 	if err := list.Err(); err != nil {
 		return l, err
 	}
+	reached, err := r.reached(ctx, entries...)
+	if err != nil {
+		return l, err
+	}
 	for _, e := range entries {
-		p, err := r.position(ctx, space, e, cursors[e.Definition.Name])
+		p, err := r.position(ctx, space, e, cursors[e.Definition.Name], reached)
 		if err != nil {
 			return l, err
 		}
@@ -86,10 +91,65 @@ func (r *Registry) Look(ctx context.Context) (Look, error) {
 	return l, nil
 }
 
-func (r *Registry) position(ctx context.Context, s Space, e Entry, cursor *jetstream.ConsumerInfo) (Position, error) {
+// reached gives the place of each subscriber among those whose own client takes
+// the events. A cursor says what the client has acknowledged, the place what of
+// that is recorded, and before that nothing may go.
+func (r *Registry) reached(ctx context.Context, entries ...Entry) (map[string]uint64, error) {
+	if !slices.ContainsFunc(entries, func(e Entry) bool { return e.Definition.Native() }) {
+		return nil, nil
+	}
+	all, err := native.Through(ctx, r.broker)
+	if err != nil {
+		return nil, err
+	}
+	reached := map[string]uint64{}
+	for _, e := range entries {
+		name := e.Definition.Name
+		if !e.Definition.Native() {
+			continue
+		}
+		reached[name] = e.StartSequence - min(1, e.StartSequence)
+		if at, ok := all[name]; ok && at.Created.Equal(e.Created) {
+			reached[name] = at.Through
+		}
+	}
+	return reached, nil
+}
+
+// Unrecorded counts, by name, the events that wait for subscribers whose own
+// clients take them, those among them that are acknowledged and have no record
+// yet.
+func (r *Registry) Unrecorded(ctx context.Context) (map[string]int, error) {
+	entries, err := r.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	reached, err := r.reached(ctx, entries...)
+	if err != nil || len(reached) == 0 {
+		return nil, err
+	}
+	space, err := r.Space(ctx)
+	if err != nil {
+		return nil, err
+	}
+	counts := map[string]int{}
+	for _, e := range entries {
+		if !e.Definition.Native() {
+			continue
+		}
+		if counts[e.Definition.Name], err = r.pending(ctx, space, e, nil, reached); err != nil {
+			return nil, err
+		}
+	}
+	return counts, nil
+}
+
+func (r *Registry) position(ctx context.Context, s Space, e Entry, cursor *jetstream.ConsumerInfo, reached map[string]uint64) (Position, error) {
 	p := Position{Entry: e}
 	from := e.StartSequence
-	if cursor != nil {
+	if at, ok := reached[e.Definition.Name]; ok {
+		from = max(from, at+1)
+	} else if cursor != nil {
 		if cursor.NumPending == 0 && cursor.NumAckPending == 0 {
 			// A quiet subscriber's cursor stands still.
 			p.Got = s.Last
@@ -104,7 +164,7 @@ func (r *Registry) position(ctx context.Context, s Space, e Entry, cursor *jetst
 	if err != nil {
 		return p, err
 	}
-	if p.Pending, err = r.pending(ctx, s, e, cursor); err != nil {
+	if p.Pending, err = r.pending(ctx, s, e, cursor, reached); err != nil {
 		return p, err
 	}
 	if o.sequence == 0 {
@@ -161,7 +221,10 @@ func (e Epoch) Equal(other Epoch) bool {
 }
 
 // pending counts the events that are not settled: never tried, or being tried.
-func (r *Registry) pending(ctx context.Context, s Space, e Entry, cursor *jetstream.ConsumerInfo) (int, error) {
+func (r *Registry) pending(ctx context.Context, s Space, e Entry, cursor *jetstream.ConsumerInfo, reached map[string]uint64) (int, error) {
+	if at, ok := reached[e.Definition.Name]; ok {
+		return r.ahead(ctx, s, e.open(at), at)
+	}
 	if cursor == nil {
 		return 0, nil // about to be made
 	}
@@ -197,15 +260,18 @@ func counted(e Entry, cursor *jetstream.ConsumerInfo) (n int, exact bool) {
 
 // unsettled counts by epochs: the cursor counts what any of them matches.
 func (r *Registry) unsettled(ctx context.Context, s Space, e Entry, cursor *jetstream.ConsumerInfo) (int, error) {
-	open := e.open(cursor.AckFloor.Stream)
-	n := cursor.NumAckPending
-	for i, epoch := range open.Epochs {
-		from, end := max(epoch.From, cursor.Delivered.Stream+1), open.end(i)
+	n, err := r.ahead(ctx, s, e.open(cursor.AckFloor.Stream), cursor.Delivered.Stream)
+	return n + cursor.NumAckPending, err
+}
+
+// ahead counts the events behind a sequence that e wants.
+func (r *Registry) ahead(ctx context.Context, s Space, e Entry, behind uint64) (n int, err error) {
+	for i, epoch := range e.Epochs {
+		from, end := max(epoch.From, behind+1), e.end(i)
 		if epoch.From == 0 || from > s.Last || end > 0 && from >= end {
 			continue
 		}
 		beyond := 0
-		var err error
 		if end > 0 && end <= s.Last {
 			if beyond, err = r.count(ctx, s, end, epoch.Subjects); err != nil {
 				return 0, err
@@ -269,7 +335,11 @@ func (r *Registry) State(ctx context.Context, e Entry) (State, error) {
 	if err != nil {
 		return st, err
 	}
-	p, err := r.position(ctx, space, e, cursor)
+	reached, err := r.reached(ctx, e)
+	if err != nil {
+		return st, err
+	}
+	p, err := r.position(ctx, space, e, cursor, reached)
 	if err != nil {
 		return st, err
 	}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/subscribers/native"
 )
 
 // Entry is what the bucket keeps of one subscriber.
@@ -41,7 +42,7 @@ type Entry struct {
 	// one.
 	Epochs  []Epoch   `json:"epochs,omitempty"`
 	Created time.Time `json:"created"`
-	// Keys are the signing keys that gridfan made for it, the newest first.
+	// Keys are those that gridfan made for it, the newest first.
 	Keys []Key `json:"keys,omitempty"`
 	// NewKey is one of them that was just made: it can be shown this once.
 	NewKey *Key `json:"-"`
@@ -100,6 +101,7 @@ var (
 	ErrFileDeclared  = errors.New("declared in the configuration file, so it is changed there")
 	ErrExists        = errors.New("a subscriber of this name exists with another definition")
 	ErrBacklog       = errors.New("there are undelivered events")
+	ErrWay           = errors.New("the way of delivery can't be changed: what it has got is known in another way; delete it and add it anew, or add another one and drain this one")
 	ErrDrainDeclared = errors.New("its definition drains it")
 	ErrEpochs        = fmt.Errorf("its subjects changed %d times, and it has not got past the first change", maxEpochs)
 )
@@ -230,8 +232,31 @@ func (r *Registry) Add(ctx context.Context, d Definition) (Entry, error) {
 			return Entry{}, fmt.Errorf("subscribers.%s.deliver.webhook.endpoint: %w", d.Name, err)
 		}
 		e, err = r.create(ctx, d, FromAPI, false)
+		if err == nil && d.Native() {
+			r.await(ctx, d.Name)
+		}
 		if !errors.Is(err, jetstream.ErrKeyExists) { // somebody was quicker: with what?
 			return e, err
+		}
+	}
+}
+
+// await waits a moment until a client can get in and has a consumer to ask, so
+// that it can be started as soon as it has its key. Without a fleet anywhere there
+// is neither.
+func (r *Registry) await(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	t := time.NewTicker(10 * time.Millisecond)
+	defer t.Stop()
+	for {
+		if _, err := r.broker.JetStream().Consumer(ctx, broker.StreamEvents, name); err == nil {
+			return
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
 		}
 	}
 }
@@ -290,6 +315,9 @@ func (r *Registry) Replace(ctx context.Context, d Definition, revision uint64) (
 			return fmt.Errorf("subscriber %q: %w", d.Name, ErrFileDeclared)
 		case revision > 0 && e.Revision != revision:
 			return &StaleError{e.Revision}
+		}
+		if d.Native() != e.Definition.Native() {
+			return fmt.Errorf("subscribers.%s.deliver: %w", d.Name, ErrWay)
 		}
 		d.Start = e.Definition.Start // past: it has begun
 		changed = Differences(e.Definition, d)
@@ -422,7 +450,7 @@ func (r *Registry) syncFile(ctx context.Context, declared []Definition, sent boo
 		names[d.Name] = true
 		group.Go(func() error {
 			err := r.declare(all, d, sent)
-			if errors.Is(err, ErrEpochs) || errors.Is(err, ErrStart) {
+			if errors.Is(err, ErrEpochs) || errors.Is(err, ErrStart) || errors.Is(err, ErrWay) {
 				mu.Lock()
 				defer mu.Unlock()
 				refused = append(refused, err)
@@ -452,6 +480,9 @@ const syncAtOnce = 16
 // declare makes a subscriber what the file says.
 func (r *Registry) declare(ctx context.Context, d Definition, sent bool) error {
 	adopt := func(e *Entry) error {
+		if d.Native() != e.Definition.Native() {
+			return fmt.Errorf("subscribers.%s.deliver: %w", d.Name, ErrWay)
+		}
 		sent := sent && !e.says(d)
 		if e.Origin != FromFile {
 			r.log.Info("the configuration file now declares a subscriber that was added by API", "subscriber", d.Name)
@@ -524,7 +555,11 @@ func (r *Registry) Backlog(ctx context.Context, name string) (Backlog, error) {
 	if err != nil {
 		return b, err
 	}
-	if b.Pending, err = r.pending(ctx, space, e, cursor); err != nil {
+	reached, err := r.reached(ctx, e)
+	if err != nil {
+		return b, err
+	}
+	if b.Pending, err = r.pending(ctx, space, e, cursor, reached); err != nil {
 		return b, err
 	}
 	return b, r.kept(ctx, name, &b)
@@ -625,6 +660,9 @@ func (r *Registry) clear(ctx context.Context, name string) error {
 	if err := drop(broker.StreamEvents); err != nil {
 		return err
 	}
+	if err := native.Forget(ctx, r.broker, name); err != nil {
+		return err
+	}
 	for stream, subjects := range map[string][]string{
 		broker.StreamRetry:       broker.RetryAll(name),
 		broker.StreamDeadLetters: {broker.DeadLetterAll(name)},
@@ -697,6 +735,15 @@ func (r *Registry) Sweep(ctx context.Context) error {
 	}
 	for name := range left {
 		if !known[name] && name != "" && !slices.Contains(gone, name) {
+			gone = append(gone, name)
+		}
+	}
+	reached, err := native.Through(ctx, r.broker)
+	if err != nil {
+		return err
+	}
+	for name := range reached {
+		if !known[name] && !slices.Contains(gone, name) {
 			gone = append(gone, name)
 		}
 	}

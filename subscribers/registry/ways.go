@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/gridfan/gridfan/subscribers/eventgrid"
+	"github.com/gridfan/gridfan/subscribers/native"
 	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/servicebus"
 	"github.com/gridfan/gridfan/subscribers/webhook"
@@ -22,16 +23,18 @@ type Deliver struct {
 	EventGrid          *eventgrid.Config          `json:"eventGrid,omitempty"`
 	EventGridNamespace *eventgrid.NamespaceConfig `json:"eventGridNamespace,omitempty"`
 	ServiceBus         *servicebus.Config         `json:"serviceBus,omitempty"`
+	// Nats: its own NATS client takes the events from a consumer.
+	Nats *native.Config `json:"nats,omitempty"`
 }
 
 // ways are the names of all ways out.
-var ways = []string{"webhook", "pull", "eventGrid", "eventGridNamespace", "serviceBus"}
+var ways = []string{"webhook", "pull", "eventGrid", "eventGridNamespace", "serviceBus", "nats"}
 
 // Kinds names the ways that are set; a valid Deliver has one.
 func (d Deliver) Kinds() []string {
 	set := map[string]bool{
 		"webhook": d.Webhook != nil, "pull": d.Pull != nil, "eventGrid": d.EventGrid != nil, "eventGridNamespace": d.EventGridNamespace != nil,
-		"serviceBus": d.ServiceBus != nil,
+		"serviceBus": d.ServiceBus != nil, "nats": d.Nats != nil,
 	}
 	return slices.DeleteFunc(slices.Clone(ways), func(name string) bool { return !set[name] })
 }
@@ -66,6 +69,9 @@ func (d Deliver) validate(path string, batch bool) error {
 	if c := d.ServiceBus; c != nil {
 		errs = append(errs, c.Validate(path+".serviceBus"))
 	}
+	if c := d.Nats; c != nil {
+		errs = append(errs, c.Validate(path+".nats"))
+	}
 	return errors.Join(errs...)
 }
 
@@ -99,6 +105,9 @@ func (d Deliver) Clone() Deliver {
 	}
 	if d.Pull = clone(d.Pull); d.Pull != nil {
 		d.Pull.Keys, d.Pull.Entra = slices.Clone(d.Pull.Keys), clone(d.Pull.Entra)
+	}
+	if d.Nats = clone(d.Nats); d.Nats != nil {
+		d.Nats.Keys = slices.Clone(d.Nats.Keys)
 	}
 	d.EventGrid, d.EventGridNamespace, d.ServiceBus = clone(d.EventGrid), clone(d.EventGridNamespace), clone(d.ServiceBus)
 	return d

@@ -495,6 +495,8 @@ func asProblem(err error) *Problem {
 		{registry.ErrEndpointInUse, http.StatusConflict, "endpoint-in-use", "change or delete those first"},
 		{registry.ErrDrainDeclared, http.StatusConflict, "drain-declared", "take drain: true out of the definition"},
 		{registry.ErrEpochs, http.StatusConflict, "too-many-changes", "let it have its events first: resume it, or see why it does not take them"},
+		{registry.ErrWay, http.StatusConflict, "other-way", "nothing is changed"},
+		{deadletters.ErrNative, http.StatusConflict, "native", "add another subscriber that begins earlier: gridfan subscribe NAME --nats --subject … --start SEQUENCE; dead letters can be looked at and dropped"},
 		{deadletters.ErrNotFound, http.StatusNotFound, "no-such-dead-letter", "see gridfan deadletters list"},
 		{deadletters.ErrNoJob, http.StatusNotFound, "no-such-job", "see gridfan jobs list"},
 		{deadletters.ErrEnded, http.StatusConflict, "job-ended", "see gridfan jobs list"},

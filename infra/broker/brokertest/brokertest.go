@@ -35,6 +35,19 @@ func OpenSmall(t testing.TB, dir string) *broker.Broker {
 	return connect(t, broker.Config{Dir: dir, Listen: "none", MaxBytes: 64 << 20})
 }
 
+// OpenClients starts a broker on a given store that lets subscribers' own clients
+// in at an address, 127.0.0.1:0 for any port.
+func OpenClients(t testing.TB, dir, listen string) *broker.Broker {
+	t.Helper()
+	return connect(t, broker.Config{Dir: dir, Listen: "none", MaxBytes: 1 << 30, Clients: broker.ClientsConfig{Listen: listen}})
+}
+
+// OpenSmallClients does so with as little space as OpenSmall.
+func OpenSmallClients(t testing.TB, dir string) *broker.Broker {
+	t.Helper()
+	return connect(t, broker.Config{Dir: dir, Listen: "none", MaxBytes: 64 << 20, Clients: broker.ClientsConfig{Listen: "127.0.0.1:0"}})
+}
+
 func connect(t testing.TB, cfg broker.Config) *broker.Broker {
 	t.Helper()
 	if err := cfg.Validate(); err != nil {
