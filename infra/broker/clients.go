@@ -36,7 +36,7 @@ type ClientsConfig struct {
 	// addresses are allowed.
 	Encrypted bool
 	// TLS is the listener's, when Encrypted.
-	TLS *tls.Config
+	TLS *tls.Config `json:"-"`
 }
 
 func (c *ClientsConfig) validate() []error {

@@ -100,7 +100,7 @@ func (c *Config) Validate() error {
 			if err != nil {
 				errs = append(errs, errors.New(`broker.embedded.listen: want "host:port" or "none"`))
 			} else if host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-				errs = append(errs, errors.New("broker.embedded.listen: the embedded server has no password, so only a loopback address is allowed; use an external server (broker.url) to share it"))
+				errs = append(errs, errors.New("broker.embedded.listen: the embedded server has no password there, so only a loopback address is allowed; broker.embedded.clients is for subscribers' own NATS clients, an external server (broker.url) for others"))
 			}
 		}
 		return errors.Join(append(errs, c.Clients.validate()...)...)

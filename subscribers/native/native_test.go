@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
 	"io"
 	"log/slog"
 	"strings"
@@ -52,7 +51,9 @@ func open(t *testing.T, b *broker.Broker) *rig {
 	}
 	g.fleet, err = registry.StartFleet(t.Context(), g.r, deliver.Parts{
 		Broker: b, Recorder: recorder, Metrics: deliver.NewMetrics(prometheus.NewRegistry()), Log: log,
-	}, func(registry.Definition, bool) (deliver.Sender, error) { return nil, errors.New("nothing is sent here") }, log)
+	}, func(registry.Definition, bool) (deliver.Sender, error) {
+		return nil, errors.New("nothing is sent here")
+	}, log)
 	if err != nil {
 		t.Fatal(err)
 	}

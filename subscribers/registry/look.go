@@ -116,6 +116,13 @@ func (r *Registry) reached(ctx context.Context, entries ...Entry) (map[string]ui
 	return reached, nil
 }
 
+// Recorded gives the event up to which everything has its record, for a subscriber
+// whose own client takes the events.
+func (r *Registry) Recorded(ctx context.Context, e Entry) (uint64, error) {
+	reached, err := r.reached(ctx, e)
+	return reached[e.Definition.Name], err
+}
+
 // Unrecorded counts, by name, the events that wait for subscribers whose own
 // clients take them, those among them that are acknowledged and have no record
 // yet.

@@ -118,6 +118,11 @@ func newDelivery(name string, records []deliver.Record, accepted time.Time) Deli
 // where looks on the broker for an event that its records do not end, or whose
 // dead letter may be there.
 func (f *Finder) where(ctx context.Context, d *Delivery, h hit, entry registry.Entry, cursor *jetstream.ConsumerInfo, complete bool) error {
+	if entry.Definition.Native() && (d.State == Delivered || d.State == Unknown) {
+		if known, err := f.own(ctx, d, h, entry, cursor); known || err != nil {
+			return err
+		}
+	}
 	switch d.State {
 	case Delivered, Filtered, Shed, Dropped:
 		return nil
@@ -179,6 +184,38 @@ func (f *Finder) where(ctx context.Context, d *Delivery, h hit, entry registry.E
 		d.Detail = strings.TrimSuffix("its next attempt is being made, or its record was not read; "+held(f, entry), "; ")
 	}
 	return nil
+}
+
+// own tells of an event that the subscriber's own client takes, as far as the state
+// of its consumer does. known means that there is no more to find out.
+func (f *Finder) own(ctx context.Context, d *Delivery, h hit, entry registry.Entry, cursor *jetstream.ConsumerInfo) (known bool, err error) {
+	if d.State == Delivered {
+		d.Detail = "its own client acknowledged it, at this time at the latest"
+		return true, nil
+	}
+	recorded, err := f.Registry.Recorded(ctx, entry)
+	if err != nil || h.sequence <= recorded {
+		return false, err
+	}
+	d.State = Waiting
+	switch asks := "; the client asks for nothing now"; {
+	case cursor == nil:
+		d.Detail = "it has no consumer on EVENTS yet; see the log if that stays"
+	case cursor.Delivered.Stream < h.sequence:
+		d.Detail = "its own client has not asked for it yet"
+		if cursor.NumWaiting > 0 {
+			asks = ""
+		}
+		d.Detail += asks
+	case cursor.AckFloor.Stream < h.sequence && cursor.NumAckPending > 0:
+		d.Detail = fmt.Sprintf("its own client has it in hand, or has acknowledged it and not an older one; %d are not acknowledged, all up to event %d are", cursor.NumAckPending, cursor.AckFloor.Stream)
+	default:
+		d.Detail = "the broker has settled it a moment ago, and its record is about to be written"
+	}
+	if why := held(f, entry); why != "" {
+		d.Detail += "; " + why
+	}
+	return true, nil
 }
 
 // held says why a subscriber gets nothing now; empty if nothing holds it back.

@@ -65,8 +65,8 @@ type Subscriber struct {
 	Definition registry.Definition `json:"definition"`
 	Origin     registry.Origin     `json:"origin"`
 	Created    time.Time           `json:"created"`
-	// Keys are those that gridfan made, the newest first; to sign with, or for
-	// receivers.
+	// Keys are those that gridfan made, the newest first: to sign with, for receivers,
+	// or to let its own NATS client in.
 	Keys []SigningKey `json:"keys,omitempty"`
 	// SigningKey is what the receiver needs of one that was just made. A key that
 	// both sides have is shown this once; of a pair it is the public one.
@@ -75,6 +75,11 @@ type Subscriber struct {
 	PublicKeys []string `json:"publicKeys,omitempty"`
 	// AccessKey is one for receivers that was just made. It is shown this once.
 	AccessKey string `json:"accessKey,omitempty"`
+	// ClientSeed is that of a key that was just made, for its own NATS client. It
+	// is shown this once and kept nowhere.
+	ClientSeed string `json:"clientSeed,omitempty"`
+	// Connect is what its own NATS client needs to know; nil for others.
+	Connect *Connect `json:"connect,omitempty"`
 	// Note says what is to know of one that was just added; empty otherwise.
 	Note string `json:"note,omitempty"`
 	// Epochs say which events it wanted when, the oldest first.
@@ -109,7 +114,26 @@ type Replica struct {
 	Since time.Time `json:"since"`
 }
 
-// SigningKey is a key that gridfan made, without its secret.
+// Connect is how a subscriber's own NATS client gets its events.
+type Connect struct {
+	// URL is the server's; empty when it has no address for such clients.
+	URL string `json:"url"`
+	// Stream and Consumer name where the events are.
+	Stream   string `json:"stream"`
+	Consumer string `json:"consumer"`
+	// InboxPrefix begins the subjects of answers; the client must be told.
+	InboxPrefix string `json:"inboxPrefix"`
+	// Publish and Subscribe are what the client may do. An external server must be
+	// told by its operator.
+	Publish   []string `json:"publish"`
+	Subscribe []string `json:"subscribe"`
+	// Managed: gridfan lets the client in by its keys. Otherwise the operator of
+	// the server does.
+	Managed bool `json:"managed"`
+}
+
+// SigningKey is a key that gridfan made, without its secret. The ID of one that lets
+// a NATS client in is its public nkey.
 type SigningKey struct {
 	ID string `json:"id"`
 	// PublicKey is what the receiver verifies with; empty for a key that both

@@ -23,6 +23,7 @@ import (
 	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/eventgrid"
+	"github.com/gridfan/gridfan/subscribers/native"
 	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/servicebus"
@@ -124,6 +125,8 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 		"Pull":                pull.Config{},
 		"PullEntra":           pull.Entra{},
 		"SigningKey":          SigningKey{},
+		"Connect":             Connect{},
+		"Nats":                native.Config{},
 		"RotateRequest":       RotateRequest{},
 		"ConfigState":         config.State{},
 		"ApplyRequest":        ApplyRequest{},

@@ -236,6 +236,12 @@ func (s *server) view(e registry.State) Subscriber {
 	if w := e.Definition.Deliver.Webhook; w != nil {
 		v.PublicKeys = w.Sign.PublicKeys()
 	}
+	if name := e.Definition.Name; e.Definition.Native() {
+		v.Connect = &Connect{
+			URL: s.Broker.ClientsURL(), Stream: broker.StreamEvents, Consumer: name, InboxPrefix: broker.ClientInbox(name),
+			Publish: broker.ClientPublishes(name), Subscribe: []string{broker.ClientInbox(name) + ".>"}, Managed: s.Broker.Embedded(),
+		}
+	}
 	switch {
 	case e.Orphaned:
 		v.State, v.Why = Parked, Undeclared
@@ -271,12 +277,14 @@ func (s *server) one(w http.ResponseWriter, r *http.Request, e registry.Entry) (
 	setETag(w, e.Revision)
 	v := s.view(st)
 	v.Note = e.Note
-	if e.NewKey != nil {
-		if e.Definition.Deliver.Pull != nil {
-			v.AccessKey = e.NewKey.Secret
-		} else {
-			v.SigningKey = e.NewKey.Shown()
-		}
+	switch to := e.Definition.Deliver; {
+	case e.NewKey == nil:
+	case to.Pull != nil:
+		v.AccessKey = e.NewKey.Secret
+	case to.Nats != nil:
+		v.ClientSeed = e.NewKey.Secret
+	default:
+		v.SigningKey = e.NewKey.Shown()
 	}
 	return v, err
 }
@@ -401,6 +409,9 @@ func (s *server) probe(w http.ResponseWriter, r *http.Request) (any, error) {
 	e, err := s.Registry.Get(r.Context(), r.PathValue("name"))
 	if err != nil {
 		return nil, err
+	}
+	if e.Definition.Native() {
+		return nil, problem(http.StatusConflict, "native", "its own NATS client takes its events, so there is nothing to try; look whether that client runs")
 	}
 	if serving, _ := s.Fleet.Serving(e.Definition.Name); !serving || !s.Fleet.RetryNow(e.Definition.Name) {
 		return nil, problem(http.StatusConflict, "not-served", "this replica does not serve it: it is parked, or about to start, or another replica serves it, which is then the one to ask")

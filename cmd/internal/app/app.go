@@ -117,7 +117,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 
 	public := a.public
 	if cfg.Listen.TLS != nil {
-		t, err := newTLS(*cfg.Listen.TLS, a.log)
+		t, err := newTLS(*cfg.Listen.TLS, "listen.public.tls", []string{"h2", "http/1.1"}, a.log)
 		if err != nil {
 			return err
 		}
@@ -149,7 +149,13 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		MaxHeaderBytes: 64 << 10,
 	})
 
-	if a.broker, err = a.openBroker(ctx, cfg.Broker); err != nil {
+	settings := cfg.Broker
+	if cfg.ClientsTLS != nil {
+		if settings.Clients.TLS, err = newTLS(*cfg.ClientsTLS, "broker.embedded.clients.tls", nil, a.log); err != nil {
+			return err
+		}
+	}
+	if a.broker, err = a.openBroker(ctx, settings); err != nil {
 		return err
 	}
 	a.reached.Store(a.broker)
@@ -284,7 +290,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	a.serve("admin", a.admin, api)
 
 	a.log.Info("gridfan is up", "version", a.opts.Version,
-		"ingress", a.public.Addr().String(), "admin", a.admin.Addr().String(), "nats", a.broker.URL(),
+		"ingress", a.public.Addr().String(), "admin", a.admin.Addr().String(), "nats", a.broker.URL(), "clients", a.broker.ClientsURL(),
 		"sources", len(cfg.Sources), "took", time.Since(started).Round(time.Millisecond))
 	return nil
 }
@@ -455,6 +461,9 @@ func (a *App) PublicAddr() string { return a.public.Addr().String() }
 
 // AdminAddr is where the admin API answers.
 func (a *App) AdminAddr() string { return a.admin.Addr().String() }
+
+// ClientsURL is where subscribers' own NATS clients connect; empty if nowhere.
+func (a *App) ClientsURL() string { return a.broker.ClientsURL() }
 
 // BrokerURL is where NATS clients connect; empty if nowhere.
 func (a *App) BrokerURL() string { return a.broker.URL() }

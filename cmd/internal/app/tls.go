@@ -3,7 +3,6 @@ package app
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -18,8 +17,10 @@ import (
 // reads the files again when they have changed, so that a renewal needs no
 // restart.
 type certificates struct {
-	cfg config.TLS
-	log *slog.Logger
+	cfg    config.TLS
+	key    string // where cfg stands in the file
+	protos []string
+	log    *slog.Logger
 
 	mu      sync.Mutex // guards all below
 	checked time.Time
@@ -30,9 +31,10 @@ type certificates struct {
 // certCheck is how often the files are looked at, at most.
 const certCheck = 10 * time.Second
 
-// newTLS reads the files and makes the listener's configuration.
-func newTLS(cfg config.TLS, log *slog.Logger) (*tls.Config, error) {
-	c := &certificates{cfg: cfg, log: log}
+// newTLS reads the files and makes the listener's configuration. key is where cfg
+// stands in the file, protos are the protocols that are offered.
+func newTLS(cfg config.TLS, key string, protos []string, log *slog.Logger) (*tls.Config, error) {
+	c := &certificates{cfg: cfg, key: key, protos: protos, log: log}
 	var err error
 	if c.current, err = c.load(); err != nil {
 		return nil, err
@@ -40,7 +42,7 @@ func newTLS(cfg config.TLS, log *slog.Logger) (*tls.Config, error) {
 	c.stamp, c.checked = c.look(), time.Now()
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
-		NextProtos: []string{"h2", "http/1.1"},
+		NextProtos: protos,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 			return c.get(), nil
 		},
@@ -50,21 +52,21 @@ func newTLS(cfg config.TLS, log *slog.Logger) (*tls.Config, error) {
 func (c *certificates) load() (*tls.Config, error) {
 	cert, err := tls.LoadX509KeyPair(c.cfg.Cert, c.cfg.Key)
 	if err != nil {
-		return nil, fmt.Errorf("listen.public.tls: %w", err)
+		return nil, fmt.Errorf("%s: %w", c.key, err)
 	}
 	t := &tls.Config{
 		MinVersion:   tls.VersionTLS12,
-		NextProtos:   []string{"h2", "http/1.1"},
+		NextProtos:   c.protos,
 		Certificates: []tls.Certificate{cert},
 	}
 	if c.cfg.ClientCA != "" {
 		pem, err := os.ReadFile(c.cfg.ClientCA)
 		if err != nil {
-			return nil, fmt.Errorf("listen.public.tls.clientCA: %w", err)
+			return nil, fmt.Errorf("%s.clientCA: %w", c.key, err)
 		}
 		t.ClientCAs = x509.NewCertPool()
 		if !t.ClientCAs.AppendCertsFromPEM(pem) {
-			return nil, errors.New("listen.public.tls.clientCA: no certificate in the file; want PEM")
+			return nil, fmt.Errorf("%s.clientCA: no certificate in the file; want PEM", c.key)
 		}
 		// Whether a source needs one is the source's affair: other sources on
 		// the same listener may use keys.

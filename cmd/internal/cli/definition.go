@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/native"
 	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/webhook"
@@ -84,6 +85,30 @@ var settings = []setting{
 	}},
 	{"max-deliveries", []string{"deliver.pull.maxDeliveryCount"}, "how often an event is handed out before it becomes a dead letter, with --pull (default 10)", func(d *registry.Definition, v string) error {
 		return number(v, &fetched(d).MaxDeliveryCount)
+	}},
+	{"nats", []string{"deliver.nats"}, "its own NATS client takes the events from a consumer, in the place of --url; docs/native-nats.md", func(d *registry.Definition, v string) error {
+		on, err := strconv.ParseBool(v)
+		if err != nil || !on {
+			return fmt.Errorf("want true, got %q", v)
+		}
+		consumer(d)
+		return nil
+	}},
+	{"client-key", []string{"deliver.nats.keys", "deliver.nats.overlap"}, "public nkeys of its NATS client, with commas between (default one that is made, its seed shown once)", func(d *registry.Definition, v string) error {
+		consumer(d).Keys = nil
+		if v != "" {
+			consumer(d).Keys, consumer(d).Overlap = strings.Split(v, ","), 0
+		}
+		return nil
+	}},
+	{"ack-wait", []string{"deliver.nats.ackWait"}, "how long its NATS client may take over an event (default 30s)", func(d *registry.Definition, v string) error {
+		return span(v, &consumer(d).AckWait)
+	}},
+	{"max-deliver", []string{"deliver.nats.maxDeliver"}, "how often its NATS client is handed an event (default 10)", func(d *registry.Definition, v string) error {
+		return number(v, &consumer(d).MaxDeliver)
+	}},
+	{"max-ack-pending", []string{"deliver.nats.maxAckPending"}, "how many events its NATS client may have in hand (default 1000)", func(d *registry.Definition, v string) error {
+		return number(v, &consumer(d).MaxAckPending)
 	}},
 	{"filter", []string{"filter"}, "CEL expression over the event; others are not sent; try it with gridfan subscribers test", func(d *registry.Definition, v string) error {
 		d.Filter = v
@@ -172,9 +197,8 @@ func headerFlag(d *registry.Definition, lines []string) error {
 	return nil
 }
 
-// ways are the flags that say where events go; one of them must be given, or
-// endpoint.
-var ways = []string{"url", "pull", "event-grid", "event-grid-namespace", "service-bus", "connection-string"}
+// azureWays are the flags that say where events go in Azure.
+var azureWays = []string{"event-grid", "event-grid-namespace", "service-bus", "connection-string"}
 
 // limit reads none as the default of a limit, which is that there is none.
 func limit(v string) string {
@@ -196,6 +220,13 @@ func fetched(d *registry.Definition) *pull.Config {
 		d.Deliver = registry.Deliver{Pull: &pull.Config{}}
 	}
 	return d.Deliver.Pull
+}
+
+func consumer(d *registry.Definition) *native.Config {
+	if d.Deliver.Nats == nil {
+		d.Deliver = registry.Deliver{Nats: &native.Config{}}
+	}
+	return d.Deliver.Nats
 }
 
 func number(v string, to *int) error {
@@ -234,19 +265,23 @@ func definitionFlags(c *cobra.Command) (apply func(*registry.Definition) (keys [
 	c.Flags().Lookup("sign").NoOptDefVal = "true"
 	c.Flags().Lookup("handshake").NoOptDefVal = "true"
 	c.Flags().Lookup("pull").NoOptDefVal = "true"
-	for _, posted := range []string{"url", "endpoint", "path", "format", "sign", "header", "handshake", "auth", "tls"} {
-		for _, other := range append([]string{"lock", "max-deliveries"}, ways[1:]...) {
-			c.MarkFlagsMutuallyExclusive(posted, other)
-		}
+	c.Flags().Lookup("nats").NoOptDefVal = "true"
+	groups := [][]string{
+		{"url", "endpoint", "path", "format", "sign", "header", "handshake", "auth", "tls"},
+		{"pull", "lock", "max-deliveries"},
+		{"nats", "client-key", "ack-wait", "max-deliver", "max-ack-pending"},
+		azureWays,
 	}
-	for _, way := range ways[2:] {
-		for _, fetched := range []string{"lock", "max-deliveries"} {
-			c.MarkFlagsMutuallyExclusive(fetched, way)
+	for i, some := range groups {
+		for _, flag := range some {
+			for _, other := range slices.Concat(groups[i+1:]...) {
+				c.MarkFlagsMutuallyExclusive(flag, other)
+			}
 		}
 	}
 	c.MarkFlagsMutuallyExclusive("url", "endpoint")
 	c.MarkFlagsMutuallyExclusive("url", "path")
-	c.MarkFlagsMutuallyExclusive(ways...)
+	c.MarkFlagsMutuallyExclusive(azureWays...)
 	c.MarkFlagsMutuallyExclusive("access-key", "sas", "connection-string", "identity")
 	c.MarkFlagsMutuallyExclusive("queue", "topic")
 	return func(d *registry.Definition) (keys []string, err error) {

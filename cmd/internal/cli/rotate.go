@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -21,15 +22,18 @@ func newRotateKey(env Env) *cobra.Command {
 	c := &cobra.Command{
 		Use: "rotate-key NAME", Short: "Make a new key for a subscriber",
 		Long: `rotate-key makes a new key and shows it once. For a subscriber that is posted to it
-signs from now on; for one that fetches its events it lets receivers in. The key
-before it is good too until the overlap ends, so that the receiver can exchange it at
-any time in between. A key that has leaked ends at once with --overlap 0s.`,
+signs from now on; for one that fetches its events it lets receivers in, and for one
+that takes them with a NATS client, that client. The key before it is good too until
+the overlap ends, so that the other side can exchange it at any time in between. A key
+that has leaked ends at once with --overlap 0s.
+
+When the key of a NATS client ends, clients that are connected with it are cut off.`,
 		Example: "  gridfan subscribers rotate-key warehouse --overlap 48h",
 		Args:    exactly("NAME"),
 	}
 	client := adminFlags(c, env)
 	c.Flags().StringVar(&overlap, "overlap", "", "how long the key before it is still good (default what overlap says in the definition, 24h unless set)")
-	c.Flags().BoolVar(&asJSON, "json", false, "print the subscriber as JSON, with the key as signingKey or accessKey")
+	c.Flags().BoolVar(&asJSON, "json", false, "print the subscriber as JSON, with the key as signingKey, accessKey or clientSeed")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		var lasts *deliver.Duration
 		if overlap != "" {
@@ -49,11 +53,14 @@ any time in between. A key that has leaked ends at once with --overlap 0s.`,
 		writeKey(env.Out, s)
 		for _, k := range s.Keys {
 			if !k.Expires.IsZero() {
-				verb := "signs"
-				if s.Definition.Deliver.Pull != nil {
+				verb, whom := "signs", "receiver"
+				switch to := s.Definition.Deliver; {
+				case to.Pull != nil:
 					verb = "is good"
+				case to.Nats != nil:
+					verb, whom = "opens", "client"
 				}
-				fmt.Fprintf(env.Out, "Key %s %s too until %s: give the receiver the new one before.\n", k.ID, verb, k.Expires.Local().Format(time.DateTime))
+				fmt.Fprintf(env.Out, "Key %s %s too until %s: give the %s the new one before.\n", k.ID, verb, k.Expires.Local().Format(time.DateTime), whom)
 			}
 		}
 		_, err = fmt.Fprintf(env.Out, "See its keys:  gridfan subscribers show %s\n", args[0])
@@ -64,6 +71,9 @@ any time in between. A key that has leaked ends at once with --overlap 0s.`,
 
 // writeKey shows a key that was just made.
 func writeKey(out io.Writer, s *admin.Subscriber) {
+	if s.ClientSeed != "" {
+		fmt.Fprintf(out, "Seed of the key of %s, which is shown only now and kept nowhere (docs/native-nats.md):\n  %s\n", s.Definition.Name, s.ClientSeed)
+	}
 	switch {
 	case s.SigningKey == "":
 	case slices.ContainsFunc(s.Keys, func(k admin.SigningKey) bool { return k.PublicKey == s.SigningKey }):
@@ -96,6 +106,41 @@ func admission(s admin.Subscriber, now time.Time) string {
 // receivers is not known here.
 func howToFetch(name string) string {
 	return `curl -X POST -H "Authorization: SharedAccessKey $KEY" 'https://HOST` + pull.Path(name) + `:receive?maxEvents=10'`
+}
+
+// writeConnect shows how a subscriber's own NATS client gets its events.
+func writeConnect(out io.Writer, s *admin.Subscriber) {
+	c := s.Connect
+	url := cmp.Or(c.URL, "tls://HOST:4223")
+	if c.URL == "" {
+		fmt.Fprintln(out, "The server has no address for its client yet: set broker.embedded.clients.listen.")
+	}
+	if !c.Managed {
+		fmt.Fprintf(out, "The operator of the NATS server lets its client in (docs/native-nats.md):\n  publish    %s\n  subscribe  %s\n",
+			strings.Join(c.Publish, " "), strings.Join(c.Subscribe, " "))
+	}
+	fmt.Fprintf(out, "Take an event, with the seed of its key in the file %s.nk:\n  nats --server %s --nkey %s.nk --inbox-prefix %s consumer next %s %s\n",
+		c.Consumer, url, c.Consumer, c.InboxPrefix, c.Stream, c.Consumer)
+}
+
+// clientKeys tells in words which keys let a subscriber's own client in.
+func clientKeys(s admin.Subscriber, now time.Time) string {
+	words := slices.Clone(s.Definition.Deliver.Nats.Keys)
+	for _, k := range s.Keys {
+		word := k.ID
+		if !k.Expires.IsZero() {
+			word += ", for another " + deliver.Roughly(k.Expires.Sub(now))
+		}
+		words = append(words, word)
+	}
+	return cmp.Or(strings.Join(words, "; "), "none")
+}
+
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
 }
 
 // signing tells in words what posts are signed with.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -23,7 +24,7 @@ func newSubscribe(env Env) *cobra.Command {
 	var start string
 	var asJSON bool
 	c := &cobra.Command{
-		Use:   "subscribe NAME --subject PATTERN {--url URL | --pull}",
+		Use:   "subscribe NAME --subject PATTERN {--url URL | --endpoint ENDPOINT | --pull | --nats | --event-grid URL | …}",
 		Short: "Add a subscriber to a running gridfan",
 		Long: `subscribe adds a downstream system: every event whose subject matches one of
 the patterns is posted to the URL from now on, on every replica, without a
@@ -32,6 +33,9 @@ Event Grid namespaces, or curl. The same call once more changes nothing.
 
 The URL may lead to the Internet. Private and loopback addresses need the leave of
 egress.allow in gridfan's configuration; gridfan dev gives it.
+
+With --nats nothing is posted: the system takes its events by itself, with any NATS
+client, from a durable consumer of its own (docs/native-nats.md).
 
 A pattern is a NATS subject: * stands for one token, > for the rest.
   events.fno.*.usmf.>                          all business events of company usmf
@@ -45,6 +49,7 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
   gridfan subscribe orders --subject 'events.fno.>' --endpoint wms --path /orders
   gridfan subscribe erp --subject 'events.fno.>' --url https://erp.example.com/in --auth oauth2.tokenURL=https://login.example.com/token --auth oauth2.clientID=gridfan --auth oauth2.clientSecret=@/run/secrets/erp
   gridfan subscribe nightly --subject 'events.fno.>' --pull --lock 5m
+  gridfan subscribe mes --subject 'events.fno.>' --nats --ack-wait 1m
   gridfan subscribe grid --subject 'events.fno.>' --event-grid https://orders.westeurope-1.eventgrid.azure.net/api/events --identity managed`,
 		Args: exactly("NAME"),
 	}
@@ -53,7 +58,7 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 	c.Flags().StringVar(&start, "start", string(registry.Now), "where it begins: now, beginning (everything still stored), a time such as 2026-11-01T00:00:00Z, or the sequence of an event")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the subscriber as JSON")
 	_ = c.MarkFlagRequired("subject") // it fails only for an unknown flag
-	c.MarkFlagsOneRequired(append(ways, "endpoint")...)
+	c.MarkFlagsOneRequired(append([]string{"url", "endpoint", "pull", "nats"}, azureWays...)...)
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		d.Name = args[0]
 		d.Start = registry.Start(start)
@@ -81,6 +86,12 @@ A pattern is a NATS subject: * stands for one token, > for the rest.
 			fmt.Fprintln(env.Out, "Note: "+s.Note)
 		}
 		writeKey(env.Out, s)
+		if s.Connect != nil {
+			fmt.Fprintf(env.Out, "%s gets %s\n  subjects  %s\n", d.Name, from, strings.Join(d.Subjects, ", "))
+			writeConnect(env.Out, s)
+			_, err = fmt.Fprintf(env.Out, "See how it is doing:  gridfan subscribers show %s\n", d.Name)
+			return failed(err)
+		}
 		gets := "gets"
 		rows := append([][2]string{{"subjects", strings.Join(d.Subjects, ", ")}}, where(d)...)
 		if d.Deliver.Pull != nil {
@@ -353,6 +364,10 @@ func doing(s admin.Subscriber, now time.Time) string {
 		return "parked: " + s.Why
 	case s.State == admin.Drained:
 		return "drained"
+	case s.State == admin.Draining && s.Connect != nil:
+		return "draining, its own client takes events"
+	case s.Connect != nil:
+		return "its own client takes events"
 	case s.Breaker == nil:
 		return "starting"
 	}
@@ -439,6 +454,13 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 		row("lets in", "%s", admission(s, now))
 		row("lock", "%s, %s, then dead letter", p.LockDuration, plural(p.MaxDeliveryCount, "time"))
 	}
+	if n := d.Deliver.Nats; n != nil {
+		row("server", "%s", cmp.Or(s.Connect.URL, "none: set broker.embedded.clients.listen"))
+		row("consumer", "%s on %s, inbox prefix %s", s.Connect.Consumer, s.Connect.Stream, s.Connect.InboxPrefix)
+		row("keys", "%s", clientKeys(s, now))
+		row("ack wait", "%s", n.AckWait)
+		row("handed out", "up to %s, then dead letter; up to %d events at once", times(n.MaxDeliver), n.MaxAckPending)
+	}
 	row("doing", "%s", doing(s, now))
 	if ordered := d.Ordering != "" && d.Ordering != deliver.Unordered; ordered && s.Serving != nil {
 		row("served", "%s", map[bool]string{true: "by this replica; any other one stands by", false: "by another replica; this one stands by"}[*s.Serving])
@@ -451,6 +473,20 @@ func writeSubscriber(out io.Writer, s admin.Subscriber, now time.Time) error {
 	row("dead letters", "%d", s.Backlog.DeadLetters)
 	if held, oldest := holding(s, now); s.Held != nil {
 		row("holds", "%s of EVENTS, its oldest undelivered event is %s old", held, oldest)
+	}
+	if d.Native() {
+		row("backlog", "%s, then dead letter", backlogLimit(d.Limits.Backlog))
+		row("since", "%s", s.Created.Local().Format(time.DateTime))
+		if err := w.Flush(); err != nil {
+			return err
+		}
+		fmt.Fprintln(out)
+		writeConnect(out, &s)
+		if next := nextStep(s); next != "" {
+			_, err := fmt.Fprintln(out, "\n"+next)
+			return err
+		}
+		return nil
 	}
 	if p == nil {
 		row("ordering", "%s", d.Ordering)
@@ -570,6 +606,8 @@ func nextStep(s admin.Subscriber) string {
 		return "gridfan has no token to show it: " + s.Breaker.LastError + "\nIts events wait and go out by themselves once there is one. To try at once:  gridfan subscribers probe " + name
 	case down:
 		return "Its endpoint does not take events; they wait and go out by themselves once it does.\nNothing is needed here: look at the endpoint."
+	case s.Connect != nil && len(s.Keys) == 0 && len(s.Definition.Deliver.Nats.Keys) == 0:
+		return "It has no key yet, so no client gets in. Make one:  gridfan subscribers rotate-key " + name
 	case s.Backlog.DeadLetters > 0:
 		return "Look at its dead letters:  gridfan deadletters list " + name
 	}

@@ -38,6 +38,7 @@ type Config struct {
 	Listen      Listen
 	Broker      broker.Config
 	Retention   retention.Config
+	ClientsTLS  *TLS                // of the address for subscribers' own clients; nil: none
 	Spool       *broker.SpoolConfig // nil: none
 	Dedup       publish.Dedup
 	Sources     []ingress.Source      // at least one, sorted by name
@@ -68,13 +69,30 @@ type Listen struct {
 	AdminToken secret.String
 }
 
-// TLS names the files of the public listener's certificate. They are read again
+// TLS names the files of a listener's certificate. They are read again
 // when they change.
 type TLS struct {
 	Cert, Key string // PEM files
 	// ClientCA is a PEM file of authorities whose client certificates are
 	// verified. Empty: none are asked for.
 	ClientCA string
+}
+
+// validate reports every problem; key is where t stands in the file.
+func (t *TLS) validate(key string) error {
+	var errs []error
+	file := func(name, path, missing string) {
+		switch {
+		case path == "" && missing != "":
+			errs = append(errs, fmt.Errorf("%s.%s: missing; %s", key, name, missing))
+		case strings.ContainsAny(path, "\n\r") || strings.Contains(path, "-----BEGIN"):
+			errs = append(errs, fmt.Errorf("%s.%s: want the path of a PEM file, not its content; write /run/secrets/tls.pem, not ${file:/run/secrets/tls.pem}", key, name))
+		}
+	}
+	file("cert", t.Cert, "want the path of a PEM file with the certificate and those of its issuers")
+	file("key", t.Key, "want the path of a PEM file with the certificate's key")
+	file("clientCA", t.ClientCA, "")
+	return errors.Join(errs...)
 }
 
 // minToken is 96 bits of base64: out of reach for guessing.
@@ -102,18 +120,10 @@ func (l *Listen) Validate() error {
 	if n := len(l.AdminToken.Reveal()); n > 0 && n < minToken {
 		errs = append(errs, fmt.Errorf("listen.admin.token: want at least %d characters", minToken))
 	}
-	if t := l.TLS; t != nil {
-		file := func(key, path, missing string) {
-			switch {
-			case path == "" && missing != "":
-				errs = append(errs, fmt.Errorf("listen.public.tls.%s: missing; %s", key, missing))
-			case strings.ContainsAny(path, "\n\r") || strings.Contains(path, "-----BEGIN"):
-				errs = append(errs, fmt.Errorf("listen.public.tls.%s: want the path of a PEM file, not its content; write /run/secrets/tls.pem, not ${file:/run/secrets/tls.pem}", key))
-			}
+	if l.TLS != nil {
+		if err := l.TLS.validate("listen.public.tls"); err != nil {
+			errs = append(errs, err)
 		}
-		file("cert", t.Cert, "want the path of a PEM file with the certificate and those of its issuers")
-		file("key", t.Key, "want the path of a PEM file with the certificate's key")
-		file("clientCA", t.ClientCA, "")
 	}
 	return errors.Join(errs...)
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/schemas/custom"
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/native"
 	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/retention"
@@ -275,6 +276,26 @@ broker:
 sources: { prod: { kind: fno, push: { auth: none } } }
 `
 
+// clients has a subscriber whose own NATS client takes its events.
+const clients = `
+broker:
+  embedded:
+    listen: none
+    clients:
+      listen: 0.0.0.0:4223
+      url: tls://events.example.com:4223
+      tls: { cert: /run/secrets/nats.crt, key: /run/secrets/nats.key }
+sources: { prod: { kind: fno, push: { auth: none } } }
+subscribers:
+  erp:
+    subjects: events.fno.>
+    deliver: { nats: { keys: UAZ54254KHQ5WUVT6OUFBHWRWFMBS3I5CNCSA3MTJF3VKD63VZQC73ON, ackWait: 5m, maxDeliver: 3, maxAckPending: 100 } }
+    limits: { backlog: { age: 7d } }
+  plain:
+    subjects: events.>
+    deliver: { nats: { overlap: 1h } }
+`
+
 func TestParse(t *testing.T) {
 	defaults := deliver.Config{
 		Ordering: deliver.Unordered,
@@ -481,6 +502,37 @@ func TestParse(t *testing.T) {
 			}},
 			Files: []string{"/run/secrets/nats.creds"},
 		}},
+		{"clients of their own", clients, &Config{
+			Listen: Listen{Public: ":8080", Admin: "127.0.0.1:8081"},
+			Broker: broker.Config{
+				Dir: "./data", Listen: "none", Replicas: 1, MaxBytes: broker.DefaultMaxBytes,
+				Clients: broker.ClientsConfig{Listen: "0.0.0.0:4223", URL: "tls://events.example.com:4223", Encrypted: true},
+			},
+			ClientsTLS: &TLS{Cert: "/run/secrets/nats.crt", Key: "/run/secrets/nats.key"},
+			Dedup:      publish.Dedup{Horizon: 24 * time.Hour, Memory: 512 << 20},
+			Retention:  retention.Config{Replay: deliver.Duration(24 * time.Hour), OnFull: retention.Reject},
+			Sources: []ingress.Source{{
+				Name: "prod", Kind: "fno", Environment: "prod", Auth: auth.Config{None: true},
+				Origins: origins, Validation: "answer", Limits: limits(0),
+			}},
+			Subscribers: []registry.Definition{{
+				Name: "erp", Subjects: []string{"events.fno.>"}, Start: registry.Now,
+				Deliver: registry.Deliver{Nats: &native.Config{
+					Keys: []string{"UAZ54254KHQ5WUVT6OUFBHWRWFMBS3I5CNCSA3MTJF3VKD63VZQC73ON"}, AckWait: deliver.Duration(5 * time.Minute), MaxDeliver: 3, MaxAckPending: 100,
+				}},
+				Config: func() deliver.Config {
+					c := defaults
+					c.Limits.Backlog.Age = deliver.Duration(7 * 24 * time.Hour)
+					return c
+				}(),
+			}, {
+				Name: "plain", Subjects: []string{"events.>"}, Start: registry.Now,
+				Deliver: registry.Deliver{Nats: &native.Config{
+					Overlap: deliver.Duration(time.Hour), AckWait: deliver.Duration(30 * time.Second), MaxDeliver: 10, MaxAckPending: 1000,
+				}},
+				Config: defaults,
+			}},
+		}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -509,7 +561,7 @@ func TestTables(t *testing.T) {
 			walk(f.value)
 		}
 	}
-	for _, yaml := range []string{everything, external, credentialed, inAzure} {
+	for _, yaml := range []string{everything, external, credentialed, inAzure, clients} {
 		walk((&decoder{lookup: fake}).parse([]byte(yaml)))
 	}
 	for _, key := range accepted {

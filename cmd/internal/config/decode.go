@@ -59,6 +59,14 @@ func (d *decoder) config(root *value) *Config {
 	b := root.get("broker")
 	c.Broker.Dir = d.text(b.get("embedded", "dir"))
 	c.Broker.Listen = d.text(b.get("embedded", "listen"))
+	clients := b.get("embedded", "clients")
+	c.Broker.Clients.Listen = d.text(clients.get("listen"))
+	c.Broker.Clients.URL = d.text(clients.get("url"))
+	if t := clients.get("tls"); t != nil {
+		c.ClientsTLS = &TLS{Cert: d.text(t.get("cert")), Key: d.text(t.get("key"))}
+		c.Broker.Clients.Encrypted = true
+		d.validated(c.ClientsTLS.validate("broker.embedded.clients.tls"), root, "")
+	}
 	c.Broker.Replicas = d.integer(b.get("replicas"))
 	c.Broker.Durability = broker.Mode(d.choice(b.get("durability"), string(broker.Barrier), string(broker.SyncAlways)))
 	c.Broker.Monitoring = d.textOrTexts(b.get("monitoring"))
@@ -225,6 +233,9 @@ func (d *decoder) subscriber(f *field) registry.Definition {
 	}
 	s.Deliver.Pull = d.pull(v.get("deliver", "pull"))
 	d.azureWays(v.get("deliver"), &s.Deliver)
+	if n := v.get("deliver", "nats"); n != nil {
+		s.Deliver.Nats = d.native(n)
+	}
 	s.Config = d.delivery(v)
 	d.validated(s.Validate(), v, "subscribers."+f.name)
 	return s

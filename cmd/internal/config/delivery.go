@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/native"
 	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/webhook"
@@ -150,6 +151,18 @@ func (d *decoder) pull(v *value) *pull.Config {
 		}
 	}
 	return p
+}
+
+// native reads a mapping, which may be empty.
+func (d *decoder) native(v *value) *native.Config {
+	if v.kind != mapping {
+		d.problem(v.at, v.path, "want { } or a mapping with some of: keys, overlap, ackWait, maxDeliver, maxAckPending")
+		return &native.Config{}
+	}
+	return &native.Config{
+		Keys: d.textOrTexts(v.get("keys")), Overlap: d.duration(v.get("overlap")), AckWait: d.duration(v.get("ackWait")),
+		MaxDeliver: d.integer(v.get("maxDeliver")), MaxAckPending: d.integer(v.get("maxAckPending")),
+	}
 }
 
 // start reads where a new subscriber begins. A sequence needs no quotes.

@@ -87,7 +87,7 @@ func (c *Config) Sections() map[string]string {
 	}
 	sections := map[string]string{}
 	for name, parts := range map[string]any{
-		"listen": c.Listen, "broker": []any{b, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, "sources": c.Sources, "egress": c.Egress,
+		"listen": c.Listen, "broker": []any{b, c.ClientsTLS, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, "sources": c.Sources, "egress": c.Egress,
 	} {
 		text, err := json.Marshal(parts)
 		if err != nil {
