@@ -233,7 +233,11 @@ func signed(public, signature string, nonce []byte) bool {
 	}
 	sig, err := base64.RawURLEncoding.DecodeString(signature)
 	if err != nil {
-		return false
+		// As the clients for Python write it; the server itself takes both
+		// (nats-server v2.15.2, server/auth.go).
+		if sig, err = base64.StdEncoding.DecodeString(signature); err != nil {
+			return false
+		}
 	}
 	pair, err := nkeys.FromPublicKey(public)
 	return err == nil && pair.Verify(nonce, sig) == nil

@@ -7,14 +7,18 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
 	"net"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
@@ -211,8 +215,7 @@ func TestClientsAtTheDoor(t *testing.T) {
 	b := openDoor(t, broker.Config{Listen: "none"})
 	consumer(t, b, "mine")
 	key, connect := user(t)
-	other, stranger := user(t)
-	_ = other
+	_, stranger := user(t)
 	b.Admit(broker.Client{Name: "mine", Keys: map[string]time.Time{key: {}}})
 	b.Admitting()
 	if _, _, err := stranger(b, "mine"); err == nil {
@@ -452,5 +455,155 @@ func wait(t *testing.T, what string, done func() bool) {
 			t.Fatalf("timed out waiting for %s", what)
 		}
 		time.Sleep(10 * time.Millisecond) // sleep: polling with a deadline
+	}
+}
+
+// The log does not grow with what a client tries.
+func TestRefusedClientsInTheLog(t *testing.T) {
+	var log lines
+	cfg := broker.Config{Dir: t.TempDir(), Listen: "none", MaxBytes: 1 << 30, Clients: broker.ClientsConfig{Listen: "127.0.0.1:0"}}
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := broker.Open(t.Context(), cfg, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	b.Admitting()
+	for range 50 {
+		if nc, err := nats.Connect(b.ClientsURL()); err == nil {
+			nc.Close()
+			t.Fatal("a stranger is let in")
+		}
+	}
+	if n := log.count("cid:"); n < 1 || n > 2 {
+		t.Errorf("%d lines about 50 tries", n)
+	}
+}
+
+// lines counts what is written.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) count(what string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), what)
+}
+
+// What docs/native-nats.md tells the operator of an external server works, and
+// keeps a client where it belongs.
+func TestDocumentedAccounts(t *testing.T) {
+	text, err := os.ReadFile("../../docs/native-nats.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, conf, ok := strings.Cut(string(text), "\naccounts {")
+	conf, _, end := strings.Cut(conf, "\n```")
+	if !ok || !end {
+		t.Fatal("no accounts in docs/native-nats.md")
+	}
+	own, seed, err := broker.NewClientKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, clientSeed, err := broker.NewClientKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf = fmt.Sprintf("listen: \"127.0.0.1:-1\"\njetstream { store_dir: %q }\naccounts {", t.TempDir()) + strings.NewReplacer("UGRIDFAN…", own, "UERP…", public).Replace(conf)
+	opts := &server.Options{NoSigs: true, NoLog: true}
+	if err := opts.ProcessConfigString(conf); err != nil {
+		t.Fatalf("%v in\n%s", err, conf)
+	}
+	s, err := server.NewServer(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(10 * time.Second) {
+		t.Fatal("the server does not start")
+	}
+	sign := func(seed string) func([]byte) ([]byte, error) {
+		pair, err := nkeys.FromSeed([]byte(seed))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pair.Sign
+	}
+	gridfan, err := nats.Connect(s.ClientURL(), nats.Nkey(own, sign(seed)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gridfan.Close()
+	js, err := jetstream.New(gridfan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: broker.StreamEvents, Subjects: []string{broker.SubjectEvents}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateConsumer(t.Context(), broker.StreamEvents, jetstream.ConsumerConfig{Durable: "erp", AckPolicy: jetstream.AckExplicitPolicy}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(t.Context(), "events.a.b.c.d", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	refused := make(chan error, 8)
+	nc, err := nats.Connect(s.ClientURL(), nats.Nkey(public, sign(clientSeed)), nats.CustomInboxPrefix(broker.ClientInbox("erp")),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused <- err }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	its, err := jetstream.NewWithAPIPrefix(nc, "GRIDFAN.API")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := its.Consumer(t.Context(), broker.StreamEvents, "erp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := c.Next(jetstream.FetchMaxWait(5 * time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.DoubleAck(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := nc.Publish("events.x.y.z.w", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.PublishRequest("GRIDFAN.API.CONSUMER.INFO.EVENTS.erp", "events.x.y.z.w", nil); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-refused:
+	case <-time.After(5 * time.Second):
+		t.Error("it may publish events")
+	}
+	if _, err := c.Info(t.Context()); err != nil {
+		t.Error(err)
+	}
+	stream, err := js.Stream(t.Context(), broker.StreamEvents)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := stream.CachedInfo().State.Msgs; n != 1 {
+		t.Errorf("%d events are stored, want 1", n)
+	}
+	// And gridfan itself works with such an account, advisories and all.
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "A", Subjects: []string{"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.EVENTS.*"}}); err != nil {
+		t.Error(err)
 	}
 }

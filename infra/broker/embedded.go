@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -8,10 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"golang.org/x/time/rate"
 )
 
 // node is the server inside this process. After a disk failure another server
@@ -154,7 +157,7 @@ func (n *node) start() error {
 	if err != nil {
 		return fmt.Errorf("start the embedded broker: %w", err)
 	}
-	s.SetLoggerV2(serverLog{n.log.With("component", "nats-server")}, false, false, false)
+	s.SetLoggerV2(serverLog{n.log.With("component", "nats-server"), &rate.Sometimes{Interval: 10 * time.Second}}, false, false, false)
 	if n.door != nil {
 		n.door.at(s)
 	}
@@ -227,11 +230,28 @@ func (n *node) url() string {
 
 // serverLog hands the server's log lines to slog. The server speaks of its
 // every start step as a notice, so those are debug lines here.
-type serverLog struct{ log *slog.Logger }
+type serverLog struct {
+	log *slog.Logger
+	// clients bounds what strangers can make the log grow by: every try of theirs
+	// that is refused is a line of the server's.
+	clients *rate.Sometimes
+}
 
 func (l serverLog) Noticef(f string, v ...any) { l.log.Debug(fmt.Sprintf(f, v...)) }
-func (l serverLog) Warnf(f string, v ...any)   { l.log.Warn(fmt.Sprintf(f, v...)) }
-func (l serverLog) Errorf(f string, v ...any)  { l.log.Error(fmt.Sprintf(f, v...)) }
-func (l serverLog) Fatalf(f string, v ...any)  { l.log.Error(fmt.Sprintf(f, v...)) }
-func (l serverLog) Debugf(string, ...any)      {}
-func (l serverLog) Tracef(string, ...any)      {}
+func (l serverLog) Warnf(f string, v ...any)   { l.tell(slog.LevelWarn, fmt.Sprintf(f, v...)) }
+func (l serverLog) Errorf(f string, v ...any)  { l.tell(slog.LevelError, fmt.Sprintf(f, v...)) }
+
+// tell passes a line on. Those about a client, which begin with its address and
+// number (nats-server v2.15.2, server/client.go), are no errors of ours, and one in
+// ten seconds is enough.
+func (l serverLog) tell(level slog.Level, line string) {
+	if !strings.Contains(line, " - cid:") {
+		l.log.Log(context.Background(), level, line)
+		return
+	}
+	l.clients.Do(func() { l.log.Warn(line, "note", "at most one such line in ten seconds") })
+}
+
+func (l serverLog) Fatalf(f string, v ...any) { l.log.Error(fmt.Sprintf(f, v...)) }
+func (l serverLog) Debugf(string, ...any)     {}
+func (l serverLog) Tracef(string, ...any)     {}
