@@ -322,6 +322,15 @@ func (w *Way) Equip(t *http.Transport, target *url.URL) {
 	}
 }
 
+// DialContext connects to a host without any proxy, for protocols that those do not
+// speak.
+func (w *Way) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	if w != nil && w.judged {
+		return w.rules.DialContext(ctx, network, address)
+	}
+	return (&net.Dialer{Timeout: ConnectTimeout}).DialContext(ctx, network, address)
+}
+
 // judgeAll decides on all addresses of a host that a proxy is to reach.
 func (r *Rules) judgeAll(ctx context.Context, host string) error {
 	name, addr, err := r.look(host)

@@ -21,6 +21,7 @@ package eventgrid
 import (
 	"context"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -30,6 +31,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/eventgrid/aznamespaces"
 
 	"github.com/gridfan/gridfan/infra/azure"
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/reply"
@@ -53,8 +55,9 @@ type Options struct {
 	Concurrency int
 	// Version of gridfan, for the User-Agent. Empty leaves it out.
 	Version string
-	// Dial opens connections. Nil means reply.Dialer.
-	Dial reply.Dial
+	// Egress is how connections are made. Nil: to wherever the endpoint leads, by the
+	// proxy of the environment. Azure's own token endpoints are reached without it.
+	Egress *egress.Way
 	// Identity takes the place of the identity that the configuration names. Nil
 	// leaves it.
 	Identity azcore.TokenCredential
@@ -81,7 +84,7 @@ func New(cfg Config, opts Options) (*Sender, error) {
 	if err := cfg.Validate("eventGrid"); err != nil {
 		return nil, err
 	}
-	s, err := newSender(cfg.Auth, opts, maxTopicEvents)
+	s, err := newSender(cfg.Endpoint, cfg.Auth, opts, maxTopicEvents)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +123,7 @@ func NewNamespace(cfg NamespaceConfig, opts Options) (*Sender, error) {
 	if err := cfg.Validate("eventGridNamespace"); err != nil {
 		return nil, err
 	}
-	s, err := newSender(cfg.Auth, opts, maxNamespaceEvents)
+	s, err := newSender(cfg.Endpoint, cfg.Auth, opts, maxNamespaceEvents)
 	if err != nil {
 		return nil, err
 	}
@@ -151,16 +154,19 @@ func NewNamespace(cfg NamespaceConfig, opts Options) (*Sender, error) {
 	return s, nil
 }
 
-func newSender(auth azure.Auth, opts Options, most int) (*Sender, error) {
+func newSender(endpoint string, auth azure.Auth, opts Options, most int) (*Sender, error) {
+	target, err := url.Parse(endpoint)
+	if err != nil {
+		return nil, err // Validate has parsed it
+	}
 	s := &Sender{
-		http:     reply.NewHTTP(reply.Hide(secrets(auth)...), opts.Concurrency, maxRequest, opts.Dial),
+		http:     reply.NewHTTP(reply.Hide(secrets(auth)...), opts.Concurrency, maxRequest, opts.Egress, target),
 		identity: opts.Identity,
 		most:     most,
 	}
 	if s.identity != nil {
 		return s, nil
 	}
-	var err error
 	s.identity, err = auth.Credential(nil)
 	return s, err
 }

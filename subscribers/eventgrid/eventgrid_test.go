@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -23,6 +24,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/gridfan/gridfan/infra/azure"
+	"github.com/gridfan/gridfan/infra/egress"
+	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/sendertest"
@@ -407,5 +410,49 @@ func TestJSONSize(t *testing.T) {
 	}
 	if _, err := base64.StdEncoding.DecodeString(canaryKey); err != nil {
 		t.Error("the key is not what Event Grid gives out")
+	}
+}
+
+// Where the rules of egress do not let a stranger's endpoint lead, nothing connects.
+func TestForbiddenAddress(t *testing.T) {
+	rules, err := egress.New(egress.Config{Proxy: secret.New(egress.None)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	came := make(chan struct{})
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			c.Close()
+			close(came)
+		}
+	}()
+	endpoint, key := "https://"+l.Addr().String(), azure.Auth{Key: "canary-key"}
+	topic, err := New(Config{Endpoint: endpoint, Auth: key}, Options{Egress: rules.Way(true)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	namespace, err := NewNamespace(NamespaceConfig{Endpoint: endpoint, Topic: "t", Auth: key}, Options{Egress: rules.Way(true)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*Sender{topic, namespace} {
+		defer s.Close()
+		want := deliver.Attempt{
+			Outcome: deliver.Failed, Fault: deliver.FaultAddress,
+			Reason: "not sent: 127.0.0.1 is a loopback address (RFC 1122) that egress.allow does not name",
+		}
+		if a := s.Send(t.Context(), &event.Event{ID: "1", Source: "/s", Type: "t"}); a != want {
+			t.Errorf("got %+v", a)
+		}
+	}
+	select {
+	case <-came:
+		t.Error("somebody connected")
+	default:
 	}
 }

@@ -7,10 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
+	"net/url"
 	"time"
 
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
 
@@ -21,21 +22,14 @@ const (
 	// replyGrace is how long the rest of an answer may take after its status.
 	replyGrace = time.Second
 
-	// connectTimeout is below the default deadline of an attempt (30 s), so that
-	// a host that drops packets is told from one that answers slowly.
-	connectTimeout = 10 * time.Second
+	// connectTimeout is that of the TCP connection, and once more of TLS.
+	connectTimeout = egress.ConnectTimeout
 
 	// idleTimeout is how long an unused connection is kept. Azure's load
 	// balancers end one after 4 minutes without a word (learn.microsoft.com,
 	// load-balancer-tcp-reset; read 2026-11).
 	idleTimeout = 30 * time.Second
 )
-
-// Dial opens a connection.
-type Dial func(ctx context.Context, network, address string) (net.Conn, error)
-
-// Dialer is the Dial for whoever has no other.
-func Dialer() Dial { return (&net.Dialer{Timeout: connectTimeout}).DialContext }
 
 // HTTP sends the requests of an SDK, each once, and keeps what came of it: no
 // redirect is followed, of an answer only so much is read, and a body over the
@@ -48,18 +42,13 @@ type HTTP struct {
 }
 
 // NewHTTP makes the transport of a Sender that runs so many attempts at once, 0 for
-// any number, to a service that takes bodies of up to limit bytes. dial opens its
-// connections; nil means Dialer.
-func NewHTTP(secrets *Secrets, concurrency int, limit int64, dial Dial) *HTTP {
-	if dial == nil {
-		dial = Dialer()
-	}
-	return &HTTP{
+// any number, to a service at target that takes bodies of up to limit bytes. way is
+// how its connections are made.
+func NewHTTP(secrets *Secrets, concurrency int, limit int64, way *egress.Way, target *url.URL) *HTTP {
+	h := &HTTP{
 		Secrets: secrets,
 		limit:   limit,
 		Transport: &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
-			DialContext:            dial,
 			TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
 			TLSHandshakeTimeout:    connectTimeout,
 			MaxConnsPerHost:        concurrency,
@@ -73,6 +62,8 @@ func NewHTTP(secrets *Secrets, concurrency int, limit int64, dial Dial) *HTTP {
 			HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
 		},
 	}
+	way.Equip(h.Transport, target)
+	return h
 }
 
 // exchange is what came of the one request of an attempt.

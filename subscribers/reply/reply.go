@@ -24,6 +24,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
 
@@ -128,11 +129,17 @@ func (s *Secrets) NoAnswer(ctx context.Context, err error, took time.Duration) d
 // whose connection did not come about.
 func (s *Secrets) classify(err error) (deliver.Fault, string) {
 	text := err.Error()
+	refused, isRefused := errors.AsType[*egress.RefusedError](err)
+	_, isUnresolved := errors.AsType[*egress.UnresolvedError](err)
 	dns, isDNS := errors.AsType[*net.DNSError](err)
 	op, isOp := errors.AsType[*net.OpError](err)
 	record, isRecord := errors.AsType[tls.RecordHeaderError](err)
 	timeout, isNet := errors.AsType[net.Error](err)
 	switch {
+	case isRefused:
+		return deliver.FaultAddress, s.Printable(refused.Error(), 512)
+	case isUnresolved:
+		return deliver.FaultDNS, "name lookup failed here, where the address is judged before a proxy is asked; if only the proxy can look names up, set egress.proxyResolves"
 	case isDNS && dns.IsNotFound:
 		return deliver.FaultDNS, "no such host"
 	case isDNS && dns.IsTimeout:

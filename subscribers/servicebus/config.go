@@ -81,6 +81,16 @@ func validEntity(name string) bool {
 		strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./") == ""
 }
 
+// Host is that of the address; empty unless c is valid.
+func (c Config) Host() string {
+	address, _, err := c.address()
+	if err != nil {
+		return ""
+	}
+	host, _, _ := net.SplitHostPort(address)
+	return host
+}
+
 // The ports of AMQP, secure and plain.
 const (
 	securePort = "5671"

@@ -11,7 +11,7 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
 
-	"github.com/gridfan/gridfan/subscribers/reply"
+	"github.com/gridfan/gridfan/infra/egress"
 )
 
 const (
@@ -241,14 +241,11 @@ func (w *watched) Write(b []byte) (int, error) {
 type dialer struct {
 	address string
 	tls     *tls.Config // nil for an emulator, which speaks in the clear
-	open    reply.Dial
+	way     *egress.Way
 }
 
-func newDialer(address string, plain bool, open reply.Dial) dialer {
-	if open == nil {
-		open = reply.Dialer()
-	}
-	d := dialer{address: address, open: open}
+func newDialer(address string, plain bool, way *egress.Way) dialer {
+	d := dialer{address: address, way: way}
 	if !plain {
 		host, _, _ := net.SplitHostPort(address)
 		d.tls = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host}
@@ -257,7 +254,7 @@ func newDialer(address string, plain bool, open reply.Dial) dialer {
 }
 
 func (d dialer) dial(ctx context.Context) (net.Conn, error) {
-	c, err := d.open(ctx, "tcp", d.address)
+	c, err := d.way.DialContext(ctx, "tcp", d.address)
 	if err != nil || d.tls == nil {
 		return c, err
 	}

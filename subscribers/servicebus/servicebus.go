@@ -34,6 +34,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
 
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/reply"
@@ -47,8 +48,9 @@ const scope = "https://servicebus.azure.net//.default"
 type Options struct {
 	// Version of gridfan, by which the service can tell who sends. Empty leaves it out.
 	Version string
-	// Dial opens connections. Nil means reply.Dialer.
-	Dial reply.Dial
+	// Egress is how connections are made; AMQP knows no proxies. Nil: to wherever the
+	// namespace leads. Azure's own token endpoints are reached without it.
+	Egress *egress.Way
 	// Identity takes the place of the identity that the configuration names. Nil
 	// leaves it.
 	Identity azcore.TokenCredential
@@ -91,7 +93,7 @@ func New(cfg Config, opts Options) (*Sender, error) {
 		session:  cfg.Session,
 		secrets:  reply.Hide(cfg.secrets()...),
 		identity: opts.Identity,
-		dialer:   newDialer(address, plain, opts.Dial),
+		dialer:   newDialer(address, plain, opts.Egress),
 	}
 	s.limit.Store(leastLimit)
 	if s.identity == nil {

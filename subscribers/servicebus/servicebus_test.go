@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/gridfan/gridfan/infra/azure"
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/sendertest"
@@ -405,5 +406,42 @@ func TestValidate(t *testing.T) {
 		if err == nil || !strings.HasPrefix(err.Error(), tt.want) || strings.Contains(err.Error(), canaryKey) {
 			t.Errorf("%+v: got %v, want %s", tt.c, err, tt.want)
 		}
+	}
+}
+
+// Where the rules of egress do not let a stranger's namespace lead, nothing connects.
+func TestForbiddenAddress(t *testing.T) {
+	rules, err := egress.New(egress.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	came := make(chan struct{})
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			c.Close()
+			close(came)
+		}
+	}()
+	s, err := New(Config{Queue: "orders", Auth: azure.Auth{ConnectionString: connectionTo(l.Addr().String())}}, Options{Egress: rules.Way(true)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	want := deliver.Attempt{
+		Outcome: deliver.Failed, Fault: deliver.FaultAddress,
+		Reason: "not sent: 127.0.0.1 is a loopback address (RFC 1122) that egress.allow does not name",
+	}
+	if a := s.Send(t.Context(), &event.Event{ID: "1", Source: "/s", Type: "t"}); a != want {
+		t.Errorf("got %+v", a)
+	}
+	select {
+	case <-came:
+		t.Error("somebody connected")
+	default:
 	}
 }

@@ -74,11 +74,25 @@ func (s *server) reachable(definitions []registry.Definition, endpoints []regist
 		check("endpoints."+e.Name+".url", e.URL)
 	}
 	for _, d := range definitions {
-		if w := d.Deliver.Webhook; w != nil {
-			check("subscribers."+d.Name+".deliver.webhook.url", w.URL)
+		path, to := "subscribers."+d.Name+".deliver.", d.Deliver
+		if w := to.Webhook; w != nil {
+			check(path+"webhook.url", w.URL)
 			if w.Auth != nil && w.Auth.OAuth2 != nil {
-				check("subscribers."+d.Name+".deliver.webhook.auth.oauth2.tokenURL", w.Auth.OAuth2.TokenURL)
+				check(path+"webhook.auth.oauth2.tokenURL", w.Auth.OAuth2.TokenURL)
 			}
+		}
+		if c := to.EventGrid; c != nil {
+			check(path+"eventGrid.endpoint", c.Endpoint)
+		}
+		if c := to.EventGridNamespace; c != nil {
+			check(path+"eventGridNamespace.endpoint", c.Endpoint)
+		}
+		if c := to.ServiceBus; c != nil {
+			key := "serviceBus.namespace"
+			if c.Auth.ConnectionString != "" {
+				key = "serviceBus.auth.connectionString"
+			}
+			check(path+key, (&url.URL{Scheme: "amqps", Host: c.Host()}).String())
 		}
 	}
 	if len(errs) == 0 {

@@ -11,8 +11,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
+	"github.com/gridfan/gridfan/infra/azure"
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/registry"
+	"github.com/gridfan/gridfan/subscribers/servicebus"
 )
 
 // TestEgress takes the leave from subscribers that were added by API, and gives it
@@ -85,6 +88,17 @@ func TestEgress(t *testing.T) {
 	} {
 		_, err := g.admin.Subscribe(ctx, definition("new", url))
 		refused(url, err, "subscribers.new.deliver.webhook.url: "+said)
+	}
+	for key, to := range map[string]registry.Deliver{
+		"eventGrid.endpoint":          {EventGrid: &eventgrid.Config{Endpoint: "https://127.0.0.1:1/", Auth: azure.Auth{Key: "k"}}},
+		"eventGridNamespace.endpoint": {EventGridNamespace: &eventgrid.NamespaceConfig{Endpoint: "https://127.0.0.1:1/", Topic: "t", Auth: azure.Auth{Key: "k"}}},
+		"serviceBus.namespace":        {ServiceBus: &servicebus.Config{Namespace: "127.0.0.1:1", Queue: "q", Auth: azure.Auth{Default: true}}},
+		"serviceBus.auth.connectionString": {ServiceBus: &servicebus.Config{
+			Queue: "q", Auth: azure.Auth{ConnectionString: "Endpoint=sb://127.0.0.1:1/;SharedAccessKeyName=n;SharedAccessKey=k"},
+		}},
+	} {
+		_, err := g.admin.Subscribe(ctx, registry.Definition{Name: "new", Subjects: []string{"events.>"}, Deliver: to})
+		refused(key, err, "subscribers.new.deliver."+key+": 127.0.0.1 is a loopback address (RFC 1122) that egress.allow does not name")
 	}
 	s, tag, err := g.admin.Read(ctx, "added")
 	if err != nil {
