@@ -25,9 +25,9 @@ const (
 	// connectTimeout is that of the TCP connection, and once more of TLS.
 	connectTimeout = egress.ConnectTimeout
 
-	// idleTimeout is how long an unused connection is kept. Azure's load
-	// balancers end one after 4 minutes without a word (learn.microsoft.com,
-	// load-balancer-tcp-reset; read 2026-11).
+	// idleTimeout is how long an unused connection is kept. Azure forgets one after
+	// 4 minutes without a word, unless it is told otherwise (learn.microsoft.com,
+	// virtual-network/ip-services/public-ip-addresses, idle timeout; 2026-11).
 	idleTimeout = 30 * time.Second
 )
 

@@ -21,9 +21,11 @@ type meaning struct {
 	status  int
 }
 
-// conditions are the service's (learn.microsoft.com, service-bus-amqp-troubleshoot and
-// service-bus-messaging-exceptions-latest; read 2026-11). Of one that is not here the
-// event is not to blame.
+// conditions are those of AMQP and the service's own. There is no list of them in the
+// service's documentation; these are the ones that its clients know (azservicebus
+// v1.11.0, internal/errors.go; AmqpErrorCondition of Azure's Java core, and the retry
+// policy of its Python client; 2026-11). What is said about them here is our reading
+// of their names. Of one that is not here the event is not to blame.
 var conditions = map[amqp.ErrCond]meaning{
 	amqp.ErrCondUnauthorizedAccess: {deliver.Rejected, deliver.FaultAccess, 401},
 	"com.microsoft:auth-failed":    {deliver.Rejected, deliver.FaultAccess, 401},
@@ -31,33 +33,32 @@ var conditions = map[amqp.ErrCond]meaning{
 	amqp.ErrCondNotFound:        {deliver.Rejected, deliver.FaultAddress, 404},
 	amqp.ErrCondResourceDeleted: {deliver.Rejected, deliver.FaultAddress, 410},
 
-	amqp.ErrCondInvalidField:                  {deliver.Rejected, deliver.FaultRefused, 400},
-	amqp.ErrCondDecodeError:                   {deliver.Rejected, deliver.FaultRefused, 400},
-	amqp.ErrCondNotAllowed:                    {deliver.Rejected, deliver.FaultRefused, 400}, // no session where one is wanted
-	amqp.ErrCondNotImplemented:                {deliver.Rejected, deliver.FaultRefused, 400},
-	amqp.ErrCondPreconditionFailed:            {deliver.Rejected, deliver.FaultRefused, 412},
-	amqp.ErrCondMessageSizeExceeded:           {deliver.Rejected, deliver.FaultRefused, 413},
-	"com.microsoft:argument-error":            {deliver.Rejected, deliver.FaultRefused, 400},
-	"com.microsoft:argument-out-of-range":     {deliver.Rejected, deliver.FaultRefused, 400},
-	"com.microsoft:server-busy":               {deliver.Failed, deliver.FaultThrottled, 429},
-	"com.microsoft:timeout":                   {deliver.Failed, deliver.FaultServer, 408},
-	"com.microsoft:operation-cancelled":       {deliver.Failed, deliver.FaultServer, 503},
-	"com.microsoft:entity-disabled":           {deliver.Failed, deliver.FaultServer, 503}, // somebody has switched it off, and will switch it on
-	"com.microsoft:resource-limit-exceeded":   {deliver.Failed, deliver.FaultServer, 507},
-	amqp.ErrCondResourceLimitExceeded:         {deliver.Failed, deliver.FaultServer, 507}, // it is full
-	amqp.ErrCondInternalError:                 {deliver.Failed, deliver.FaultServer, 500},
-	amqp.ErrCondDetachForced:                  {deliver.Failed, deliver.FaultNetwork, 0},
-	amqp.ErrCondConnectionForced:              {deliver.Failed, deliver.FaultNetwork, 0},
-	amqp.ErrCondLinkRedirect:                  {deliver.Rejected, deliver.FaultAddress, 302}, // not followed
-	amqp.ErrCondConnectionRedirect:            {deliver.Rejected, deliver.FaultAddress, 302},
-	"com.microsoft:container-close":           {deliver.Failed, deliver.FaultNetwork, 0},
-	"com.microsoft:partition-not-owned":       {deliver.Failed, deliver.FaultServer, 503},
-	"com.microsoft:store-lock-lost":           {deliver.Failed, deliver.FaultServer, 503},
-	"com.microsoft:transfer-destination-busy": {deliver.Failed, deliver.FaultThrottled, 429},
+	amqp.ErrCondInvalidField:              {deliver.Rejected, deliver.FaultRefused, 400},
+	amqp.ErrCondDecodeError:               {deliver.Rejected, deliver.FaultRefused, 400},
+	amqp.ErrCondNotAllowed:                {deliver.Rejected, deliver.FaultRefused, 400}, // no session where one is wanted
+	amqp.ErrCondNotImplemented:            {deliver.Rejected, deliver.FaultRefused, 400},
+	amqp.ErrCondPreconditionFailed:        {deliver.Rejected, deliver.FaultRefused, 412},
+	amqp.ErrCondMessageSizeExceeded:       {deliver.Rejected, deliver.FaultRefused, 413},
+	"com.microsoft:argument-error":        {deliver.Rejected, deliver.FaultRefused, 400},
+	"com.microsoft:argument-out-of-range": {deliver.Rejected, deliver.FaultRefused, 400},
+	"com.microsoft:server-busy":           {deliver.Failed, deliver.FaultThrottled, 429},
+	"com.microsoft:timeout":               {deliver.Failed, deliver.FaultServer, 408},
+	"com.microsoft:operation-cancelled":   {deliver.Failed, deliver.FaultServer, 503},
+	"com.microsoft:entity-disabled":       {deliver.Failed, deliver.FaultServer, 503}, // somebody has switched it off, and will switch it on
+	amqp.ErrCondResourceLimitExceeded:     {deliver.Failed, deliver.FaultServer, 507}, // it is full
+	amqp.ErrCondInternalError:             {deliver.Failed, deliver.FaultServer, 500},
+	amqp.ErrCondDetachForced:              {deliver.Failed, deliver.FaultNetwork, 0},
+	amqp.ErrCondConnectionForced:          {deliver.Failed, deliver.FaultNetwork, 0},
+	amqp.ErrCondLinkRedirect:              {deliver.Rejected, deliver.FaultAddress, 302}, // not followed
+	amqp.ErrCondConnectionRedirect:        {deliver.Rejected, deliver.FaultAddress, 302},
+	"com.microsoft:container-close":       {deliver.Failed, deliver.FaultNetwork, 0},
+	"com.microsoft:partition-not-owned":   {deliver.Failed, deliver.FaultServer, 503},
+	"com.microsoft:store-lock-lost":       {deliver.Failed, deliver.FaultServer, 503},
 }
 
-// busyFor is how long the service wants to be left alone when it is busy
-// (service-bus-throttling, "wait 10 seconds"; read 2026-11): AMQP has no Retry-After.
+// busyFor is how long a busy service is left alone, as the .NET client does
+// (learn.microsoft.com, service-bus-messaging-exceptions-latest, ServiceBusy: 10
+// seconds; 2026-11): AMQP has no Retry-After.
 const busyFor = 10 * time.Second
 
 // state is what an error says about a link.

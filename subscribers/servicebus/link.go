@@ -210,18 +210,25 @@ func (l *link) dial(ctx context.Context, d dialer) (net.Conn, error) {
 		return nil, net.ErrClosed
 	}
 	l.conn = c
-	return &watched{c, l}, nil
+	return &watched{Conn: c, link: l}, nil
 }
 
-// watched remembers why a connection ended: the client's errors do not tell.
+// watched remembers why a connection ended, because the client's errors do not tell,
+// and ends it before the client gets an outcome that it would misread.
 type watched struct {
 	net.Conn
-	link *link
+	link     *link
+	outcomes outcomes // for Read, which the client calls one after another
 }
 
 // Read implements net.Conn.
 func (w *watched) Read(b []byte) (int, error) {
 	n, err := w.Conn.Read(b)
+	if w.outcomes.neither(b[:n]) {
+		w.link.complain(errNeither)
+		w.Close()
+		return 0, errNeither
+	}
 	if err != nil {
 		w.link.complain(err)
 	}

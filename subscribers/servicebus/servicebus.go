@@ -12,7 +12,9 @@
 //     the service has taken down, and sends what was not settled again, with the same
 //     id.
 //   - The service's word on the message decides: see conditions. Without a word the
-//     attempt failed, or was aborted when the caller stopped it.
+//     attempt failed, or was aborted when the caller stopped it. So it did when the
+//     service gave the message back (released, modified), which the SDK would take for
+//     success: that ends the connection, see outcomes.
 //   - What is over the service's limit is refused here; Pack says how much fits.
 //   - No Reason shows a key, a signature or a token.
 //
@@ -158,7 +160,9 @@ func (s *Sender) SendBatch(ctx context.Context, events []*event.Event) deliver.A
 	})
 }
 
-// errSessions: the service takes the session of a batch from its first message.
+// errSessions: the envelope of a batch has the properties of its first message, the
+// session among them (azservicebus v1.11.0, createBatchEnvelope), and no document says
+// that the service looks at those of the others.
 var errSessions = errors.New("events of several sessions cannot share a batch")
 
 // Pack implements deliver.Packer.

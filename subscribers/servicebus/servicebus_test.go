@@ -445,3 +445,29 @@ func TestForbiddenAddress(t *testing.T) {
 	default:
 	}
 }
+
+// A message that the service gives back is not delivered, and the next one is.
+func TestGivenBack(t *testing.T) {
+	for name, verdict := range map[string]amqptest.Verdict{"released": {Released: true}, "modified": {Modified: true}} {
+		t.Run(name, func(t *testing.T) {
+			var came atomic.Int32
+			s, _ := overPlain(t, amqptest.Options{Receive: func(amqptest.Delivery) amqptest.Verdict {
+				if came.Add(1) == 1 {
+					return verdict
+				}
+				return amqptest.Verdict{}
+			}})
+			defer s.Close()
+			a := s.Send(t.Context(), &event.Event{ID: "1", Source: "/s", Type: "t"})
+			if a.Outcome != deliver.Failed || a.Fault != deliver.FaultNetwork || !strings.Contains(a.Reason, "neither accepted nor rejected") {
+				t.Errorf("given back: %+v", a)
+			}
+			if a := s.Send(t.Context(), &event.Event{ID: "1", Source: "/s", Type: "t"}); a.Outcome != deliver.Delivered {
+				t.Errorf("then: %+v", a)
+			}
+			if n := came.Load(); n != 2 {
+				t.Errorf("%d messages came, want 2", n)
+			}
+		})
+	}
+}

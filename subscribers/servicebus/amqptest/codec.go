@@ -22,6 +22,8 @@ const (
 	codeError       = 0x1d
 	codeAccepted    = 0x24
 	codeRejected    = 0x25
+	codeReleased    = 0x26
+	codeModified    = 0x27
 
 	codeMechanisms = 0x40
 	codeInit       = 0x41

@@ -47,6 +47,8 @@ const (
 type Verdict struct {
 	// Error rejects it.
 	Error *Error
+	// Released and Modified give it back.
+	Released, Modified bool
 	// Fault takes the place of the answer.
 	Fault Fault
 }
@@ -376,8 +378,13 @@ func (c *conn) transfer(channel uint16, s *session, f frame) error {
 
 func (c *conn) answer(channel uint16, handle, id uint32, v Verdict) {
 	var state any = described{codeAccepted, nil}
-	if v.Error != nil {
+	switch {
+	case v.Error != nil:
 		state = described{codeRejected, []any{condition(*v.Error)}}
+	case v.Released:
+		state = described{codeReleased, nil}
+	case v.Modified:
+		state = described{codeModified, []any{true, false}}
 	}
 	settled := appendFrame(nil, frameAMQP, channel, codeDisposition, []any{true, id, id, true, state}, nil)
 	switch v.Fault {
