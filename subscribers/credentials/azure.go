@@ -47,7 +47,7 @@ func fetchManaged(ctx context.Context, m *ManagedIdentity, base http.RoundTrippe
 	}
 	// Claims of any kind make the library pass its own cache by, which all
 	// credentials of the process share (MSAL for Go 1.10.1).
-	return azureToken(ctx, x, cred, policy.TokenRequestOptions{Scopes: []string{withDefault(scope)}, Claims: "{}"})
+	return azureToken(ctx, x, cred, policy.TokenRequestOptions{Scopes: []string{withDefault(scope)}, Claims: "{}"}, notToken)
 }
 
 // fetchWorkload exchanges the pod's token for one of Entra. Each has a credential
@@ -64,15 +64,30 @@ func fetchWorkload(ctx context.Context, w *WorkloadIdentity, base http.RoundTrip
 	if err != nil {
 		return "", time.Time{}, x.failure(ctx, "this pod has no workload identity: "+x.printable(err.Error()))
 	}
-	return azureToken(ctx, x, cred, policy.TokenRequestOptions{Scopes: []string{withDefault(scope)}})
+	return azureToken(ctx, x, cred, policy.TokenRequestOptions{Scopes: []string{withDefault(scope)}}, "the service account's token cannot be read")
 }
 
-func azureToken(ctx context.Context, x *exchange, cred azcore.TokenCredential, opts policy.TokenRequestOptions) (string, time.Time, error) {
+// fetchFound asks whatever DefaultAzureCredential finds: the environment, the pod's or
+// the machine's identity, and the tools that a developer is signed in with.
+func fetchFound(ctx context.Context, base http.RoundTripper, scope string) (string, time.Time, error) {
+	x := &exchange{base: base, hide: hider([]string{os.Getenv("AZURE_CLIENT_SECRET"), os.Getenv("IDENTITY_HEADER"), os.Getenv("MSI_SECRET")})}
+	const none = "nothing that DefaultAzureCredential of the Azure SDK tries has a token here"
+	cred, err := azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{ClientOptions: clientOptions(x)})
+	if err != nil {
+		return "", time.Time{}, x.failure(ctx, none)
+	}
+	return azureToken(ctx, x, cred, policy.TokenRequestOptions{Scopes: []string{withDefault(scope)}}, none)
+}
+
+const notToken = "its answer is no token"
+
+// azureToken asks once. unasked says what is wrong when nobody was asked.
+func azureToken(ctx context.Context, x *exchange, cred azcore.TokenCredential, opts policy.TokenRequestOptions, unasked string) (string, time.Time, error) {
 	t, err := cred.GetToken(ctx, opts)
 	if err != nil {
-		fallback := "its answer is no token"
+		fallback := notToken
 		if x.host == "" {
-			fallback = "the service account's token cannot be read"
+			fallback = unasked
 		}
 		return "", time.Time{}, x.failure(ctx, fallback)
 	}

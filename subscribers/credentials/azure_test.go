@@ -36,6 +36,7 @@ func noEnvironment(t *testing.T) {
 	for _, name := range []string{
 		"IDENTITY_ENDPOINT", "IDENTITY_HEADER", "IDENTITY_SERVER_THUMBPRINT", "IMDS_ENDPOINT", "MSI_ENDPOINT", "MSI_SECRET",
 		"AZURE_POD_IDENTITY_AUTHORITY_HOST", "AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_AUTHORITY_HOST",
+		"AZURE_TOKEN_CREDENTIALS",
 	} {
 		t.Setenv(name, "")
 		if err := os.Unsetenv(name); err != nil {
@@ -259,5 +260,56 @@ func TestAzureCredential(t *testing.T) {
 	}
 	if err := (&Auth{ManagedIdentity: &ManagedIdentity{}}).ValidateAzure("auth"); err != nil {
 		t.Errorf("the SDK says the scope: %v", err)
+	}
+}
+
+// What DefaultAzureCredential finds is asked for once and kept; where it finds nothing,
+// the reason shows none of its pages of advice.
+func TestFoundIdentity(t *testing.T) {
+	noEnvironment(t)
+	t.Setenv("PATH", t.TempDir()) // no tools of developers
+	auth := AzureAuth{Default: true}
+	if err := auth.Validate("x", AzureIdentities...); err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int32
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if r.Header.Get("X-IDENTITY-HEADER") != "canary-header" || r.URL.Query().Get("resource") != "https://found.example.net" {
+			w.WriteHeader(http.StatusBadRequest)
+			fmt.Fprint(w, `{"error":"no identity for canary-header"}`)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"access_token":"canary","expires_on":"%d","resource":"r","token_type":"Bearer"}`, time.Now().Add(24*time.Hour).Unix())
+	}))
+	defer srv.Close()
+	t.Setenv("IDENTITY_ENDPOINT", srv.URL)
+	t.Setenv("IDENTITY_HEADER", "canary-header")
+	get := func(scope string) (string, error) {
+		c := New(auth.identity(), Options{found: true, identity: to(srv)})
+		defer c.Close()
+		var value string
+		for range 3 {
+			token, err := c.Azure().GetToken(t.Context(), policy.TokenRequestOptions{Scopes: []string{scope}})
+			if err != nil {
+				return "", err
+			}
+			value = token.Token
+		}
+		return value, nil
+	}
+	if token, err := get("https://found.example.net/.default"); err != nil || token != "canary" {
+		t.Errorf("got %q, %v", token, err)
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("asked %d times, want once", n)
+	}
+	_, err := get("https://another.example.net/.default")
+	if e, ok := errors.AsType[*Error](err); !ok || strings.Contains(e.Reason, "canary") || !strings.HasPrefix(e.Reason, NoToken) || len(e.Reason) > 512 {
+		t.Errorf("got %v", err)
+	}
+	if (AzureAuth{Key: "k"}).Credentials(nil) != nil {
+		t.Error("a key has credentials")
 	}
 }

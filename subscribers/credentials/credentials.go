@@ -41,6 +41,8 @@ type Options struct {
 	// Log gets what happens to tokens. Nil means nothing.
 	Log *slog.Logger
 
+	found bool // AzureAuth.Default, in the place of an Auth
+
 	// identity stands in for the transport to Azure's endpoints, in tests.
 	identity *http.Transport
 }
@@ -111,6 +113,13 @@ func New(a *Auth, opts Options) *Credentials {
 		scope = a.WorkloadIdentity.Scope
 		c.fetch = func(ctx context.Context, scope string) (string, time.Time, error) {
 			return fetchWorkload(ctx, a.WorkloadIdentity, identity, scope)
+		}
+	case opts.found:
+		if identity == nil {
+			identity = newTransport()
+		}
+		c.fetch = func(ctx context.Context, scope string) (string, time.Time, error) {
+			return fetchFound(ctx, identity, scope)
 		}
 	default:
 		return c

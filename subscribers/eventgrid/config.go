@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/gridfan/gridfan/infra/azure"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 )
 
 // Config is a topic of Event Grid Basic: a custom topic, or one of a domain or
@@ -19,7 +19,7 @@ type Config struct {
 	Schema Schema `json:"schema"`
 	// Auth is a key, a shared access signature or an identity with the role
 	// EventGrid Data Sender.
-	Auth azure.Auth `json:"auth"`
+	Auth credentials.AzureAuth `json:"auth"`
 }
 
 // Schema is what a topic takes.
@@ -37,7 +37,7 @@ type NamespaceConfig struct {
 	Endpoint string `json:"endpoint"`
 	Topic    string `json:"topic"`
 	// Auth is a key or an identity with the role EventGrid Data Sender.
-	Auth azure.Auth `json:"auth"`
+	Auth credentials.AzureAuth `json:"auth"`
 }
 
 // Validate sets defaults and reports every problem, each beginning with the path of
@@ -51,7 +51,7 @@ func (c *Config) Validate(path string) error {
 	default:
 		errs = append(errs, fmt.Errorf("%s.schema: want %s or %s, got %q", path, CloudEvents, EventGrid, c.Schema))
 	}
-	errs = append(errs, c.Auth.Validate(path+".auth", append([]azure.Method{azure.Key, azure.SAS}, azure.Identities...)...))
+	errs = append(errs, c.Auth.Validate(path+".auth", append([]credentials.AzureMethod{credentials.AzureKey, credentials.AzureSAS}, credentials.AzureIdentities...)...))
 	return errors.Join(errs...)
 }
 
@@ -67,7 +67,7 @@ func (c *NamespaceConfig) Validate(path string) error {
 	case len(c.Topic) > most || strings.Trim(c.Topic, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "" || strings.Trim(c.Topic, ".") == "":
 		errs = append(errs, fmt.Errorf("%s.topic: a name is up to %d letters, digits and dashes", path, most))
 	}
-	errs = append(errs, c.Auth.Validate(path+".auth", append([]azure.Method{azure.Key}, azure.Identities...)...))
+	errs = append(errs, c.Auth.Validate(path+".auth", append([]credentials.AzureMethod{credentials.AzureKey}, credentials.AzureIdentities...)...))
 	return errors.Join(errs...)
 }
 
@@ -117,7 +117,7 @@ func (c *NamespaceConfig) Reveal(was NamespaceConfig) {
 
 // secrets are what no Reason may show: those of a, and the parts of a shared access
 // signature.
-func secrets(a azure.Auth) []string {
+func secrets(a credentials.AzureAuth) []string {
 	all := a.Secrets()
 	for part := range strings.SplitSeq(a.SAS, "&") {
 		if _, value, ok := strings.Cut(part, "s="); ok && strings.HasPrefix(part, "s=") {

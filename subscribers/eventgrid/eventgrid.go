@@ -20,6 +20,7 @@ package eventgrid
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"time"
@@ -30,9 +31,9 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/eventgrid/azeventgrid"
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/eventgrid/aznamespaces"
 
-	"github.com/gridfan/gridfan/infra/azure"
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/reply"
 )
@@ -58,6 +59,8 @@ type Options struct {
 	// Egress is how connections are made. Nil: to wherever the endpoint leads, by the
 	// proxy of the environment. Azure's own token endpoints are reached without it.
 	Egress *egress.Way
+	// Log gets what happens to tokens. Nil means nothing.
+	Log *slog.Logger
 	// Identity takes the place of the identity that the configuration names. Nil
 	// leaves it.
 	Identity azcore.TokenCredential
@@ -66,8 +69,9 @@ type Options struct {
 // Sender publishes to one topic. It is safe for concurrent use.
 type Sender struct {
 	http     *reply.HTTP
-	identity azcore.TokenCredential // nil with a key
-	most     int                    // events in a request
+	identity azcore.TokenCredential   // nil with a key
+	tokens   *credentials.Credentials // nil unless identity is theirs
+	most     int                      // events in a request
 
 	one  func(context.Context, *event.Event) error
 	many func(context.Context, []*event.Event) error
@@ -76,6 +80,7 @@ type Sender struct {
 var _ interface {
 	deliver.BatchSender
 	deliver.Packer
+	deliver.Renewer
 } = (*Sender)(nil)
 
 // New makes a Sender to a topic for a valid cfg; it opens no connection yet. The
@@ -154,7 +159,7 @@ func NewNamespace(cfg NamespaceConfig, opts Options) (*Sender, error) {
 	return s, nil
 }
 
-func newSender(endpoint string, auth azure.Auth, opts Options, most int) (*Sender, error) {
+func newSender(endpoint string, auth credentials.AzureAuth, opts Options, most int) (*Sender, error) {
 	target, err := url.Parse(endpoint)
 	if err != nil {
 		return nil, err // Validate has parsed it
@@ -167,8 +172,10 @@ func newSender(endpoint string, auth azure.Auth, opts Options, most int) (*Sende
 	if s.identity != nil {
 		return s, nil
 	}
-	s.identity, err = auth.Credential(nil)
-	return s, err
+	if s.tokens = auth.Credentials(opts.Log); s.tokens != nil {
+		s.identity = s.tokens.Azure()
+	}
+	return s, nil
 }
 
 func (s *Sender) clientOptions(opts Options) policy.ClientOptions {
@@ -226,5 +233,17 @@ func (s *Sender) Pack(events []*event.Event) int {
 	return len(events)
 }
 
+// RetryNow implements deliver.Renewer.
+func (s *Sender) RetryNow() {
+	if s.tokens != nil {
+		s.tokens.RetryNow()
+	}
+}
+
 // Close gives up idle connections; see deliver.Sender.
-func (s *Sender) Close() { s.http.Close() }
+func (s *Sender) Close() {
+	s.http.Close()
+	if s.tokens != nil {
+		s.tokens.Close()
+	}
+}

@@ -23,10 +23,10 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/gridfan/gridfan/infra/azure"
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/sendertest"
 )
@@ -119,21 +119,21 @@ const (
 
 // auths are the ways to be let in, with the header that shows each.
 var auths = map[string]struct {
-	auth         azure.Auth
+	auth         credentials.AzureAuth
 	identity     bool
 	secrets      []string
 	topic, space func(*http.Request) error
 }{
 	"key": {
-		auth: azure.Auth{Key: canaryKey}, secrets: []string{canaryKey, "canary-key-of-a-topic"},
+		auth: credentials.AzureAuth{Key: canaryKey}, secrets: []string{canaryKey, "canary-key-of-a-topic"},
 		topic: header("aeg-sas-key", canaryKey), space: header("Authorization", "SharedAccessKey "+canaryKey),
 	},
 	"sas": {
-		auth: azure.Auth{SAS: canarySAS}, secrets: []string{canarySAS, "Y2FuYXJ5LXNpZ25hdHVyZQ", "canary-signature"},
+		auth: credentials.AzureAuth{SAS: canarySAS}, secrets: []string{canarySAS, "Y2FuYXJ5LXNpZ25hdHVyZQ", "canary-signature"},
 		topic: header("aeg-sas-token", canarySAS),
 	},
 	"identity": {
-		auth: azure.Auth{ManagedIdentity: &azure.ManagedIdentity{}}, identity: true, secrets: []string{canaryToken},
+		auth: credentials.AzureAuth{ManagedIdentity: &credentials.ManagedIdentity{}}, identity: true, secrets: []string{canaryToken},
 		topic: header("Authorization", "Bearer "+canaryToken), space: header("Authorization", "Bearer "+canaryToken),
 	},
 }
@@ -300,12 +300,12 @@ func TestNoToken(t *testing.T) {
 		want deliver.Attempt
 	}{
 		{"refused", &identity{err: errors.New("ManagedIdentityCredential: no identity\n GET http://169.254.169.254/?secret=canary")},
-			deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultAccess, Reason: "no token: ManagedIdentityCredential: no identity"}},
+			deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultCredentials, Reason: "no token: ManagedIdentityCredential: no identity"}},
 		{"hangs", &identity{hangs: true},
 			deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultTimeout, Reason: "timed out after 100ms"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s, err := New(Config{Endpoint: srv.URL, Auth: azure.Auth{Default: true}}, Options{Identity: tt.id})
+			s, err := New(Config{Endpoint: srv.URL, Auth: credentials.AzureAuth{Default: true}}, Options{Identity: tt.id})
 			s = trust(t, srv, s, err)
 			defer s.Close()
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -323,11 +323,11 @@ func TestNoToken(t *testing.T) {
 
 // A key goes nowhere over plain HTTP, not even to the address in the configuration.
 func TestValidate(t *testing.T) {
-	key := azure.Auth{Key: canaryKey}
+	key := credentials.AzureAuth{Key: canaryKey}
 	for _, tt := range []struct {
 		endpoint string
 		topic    string
-		auth     azure.Auth
+		auth     credentials.AzureAuth
 		want     string
 	}{
 		{"http://t.example.com", "orders", key, "x.endpoint: want https; keys and tokens are sent over nothing else"},
@@ -338,13 +338,14 @@ func TestValidate(t *testing.T) {
 		{"https://t.example.com", "", key, "x.topic: missing"},
 		{"https://t.example.com", "../x", key, "x.topic: a name is"},
 		{"https://t.example.com", "..", key, "x.topic: a name is"},
-		{"https://t.example.com", "orders", azure.Auth{}, "x.auth: missing; want one of key, managedIdentity, workloadIdentity, default"},
-		{"https://t.example.com", "orders", azure.Auth{Key: "k", Default: true}, "x.auth: key and default exclude each other; keep one"},
-		{"https://t.example.com", "orders", azure.Auth{SAS: canarySAS}, "x.auth.sas: not known to this service"},
-		{"https://t.example.com", "orders", azure.Auth{Key: "two words"}, "x.auth.key: want printable ASCII without blanks; was it copied whole?"},
+		{"https://t.example.com", "orders", credentials.AzureAuth{}, "x.auth: missing; want one of key, managedIdentity, workloadIdentity, default"},
+		{"https://t.example.com", "orders", credentials.AzureAuth{Key: "k", Default: true}, "x.auth: key and default exclude each other; keep one"},
+		{"https://t.example.com", "orders", credentials.AzureAuth{SAS: canarySAS}, "x.auth.sas: not known to this service"},
+		{"https://t.example.com", "orders", credentials.AzureAuth{Key: "two words"}, "x.auth.key: want printable ASCII without blanks; was it copied whole?"},
 		{"https://t.example.com", "orders", key.Redacted(), "x.auth.key: it is hidden"},
-		{"https://t.example.com", "orders", azure.Auth{ManagedIdentity: &azure.ManagedIdentity{ClientID: "a/b"}}, "x.auth.managedIdentity.clientId: want an id"},
-		{"https://t.example.com", "orders", azure.Auth{WorkloadIdentity: &azure.WorkloadIdentity{TokenFile: "token"}}, "x.auth.workloadIdentity.tokenFile: want an absolute path"},
+		{"https://t.example.com", "orders", credentials.AzureAuth{ManagedIdentity: &credentials.ManagedIdentity{ClientID: "a/b"}}, "x.auth.managedIdentity.clientID: want the client id of the identity"},
+		{"https://t.example.com", "orders", credentials.AzureAuth{WorkloadIdentity: &credentials.WorkloadIdentity{Tenant: "a/b"}}, "x.auth.workloadIdentity.tenant: want the tenant's id"},
+		{"https://t.example.com", "orders", credentials.AzureAuth{ManagedIdentity: &credentials.ManagedIdentity{Scope: "api://x"}}, "x.auth.managedIdentity.scope: what the token is for is known"},
 	} {
 		err := (&NamespaceConfig{Endpoint: tt.endpoint, Topic: tt.topic, Auth: tt.auth}).Validate("x")
 		if err == nil || !strings.HasPrefix(err.Error(), tt.want) || strings.Contains(err.Error(), canaryKey) {
@@ -365,7 +366,7 @@ func TestValidate(t *testing.T) {
 
 // What was hidden comes back, but not to another address.
 func TestReveal(t *testing.T) {
-	was := NamespaceConfig{Endpoint: "https://a.example.com", Topic: "orders", Auth: azure.Auth{Key: canaryKey}}
+	was := NamespaceConfig{Endpoint: "https://a.example.com", Topic: "orders", Auth: credentials.AzureAuth{Key: canaryKey}}
 	now := was.Redacted()
 	if fmt.Sprintf("%+v", now) == fmt.Sprintf("%+v", was) {
 		t.Fatal("nothing is hidden")
@@ -431,7 +432,7 @@ func TestForbiddenAddress(t *testing.T) {
 			close(came)
 		}
 	}()
-	endpoint, key := "https://"+l.Addr().String(), azure.Auth{Key: "canary-key"}
+	endpoint, key := "https://"+l.Addr().String(), credentials.AzureAuth{Key: "canary-key"}
 	topic, err := New(Config{Endpoint: endpoint, Auth: key}, Options{Egress: rules.Way(true)})
 	if err != nil {
 		t.Fatal(err)

@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/gridfan/gridfan/infra/azure"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/native"
@@ -26,13 +26,13 @@ func everyWay() map[string]Deliver {
 		"webhook":   {Webhook: &webhook.Config{URL: "https://example.com/?code=" + canary, Format: webhook.Structured}},
 		"pull":      {Pull: &pull.Config{LockDuration: deliver.Duration(time.Minute), MaxDeliveryCount: 10, Keys: []string{canary}}},
 		"nats":      {Nats: &native.Config{AckWait: deliver.Duration(time.Minute), MaxDeliver: 10, MaxAckPending: 1, Overlap: deliver.Duration(time.Hour)}},
-		"eventGrid": {EventGrid: &eventgrid.Config{Endpoint: "https://t.example.com/", Schema: eventgrid.CloudEvents, Auth: azure.Auth{Key: canary}}},
+		"eventGrid": {EventGrid: &eventgrid.Config{Endpoint: "https://t.example.com/", Schema: eventgrid.CloudEvents, Auth: credentials.AzureAuth{Key: canary}}},
 		"eventGridNamespace": {EventGridNamespace: &eventgrid.NamespaceConfig{
-			Endpoint: "https://n.example.com/", Topic: "orders", Auth: azure.Auth{Key: canary},
+			Endpoint: "https://n.example.com/", Topic: "orders", Auth: credentials.AzureAuth{Key: canary},
 		}},
 		"serviceBus": {ServiceBus: &servicebus.Config{
 			Queue: "orders", Session: servicebus.ByPartition,
-			Auth: azure.Auth{ConnectionString: "Endpoint=sb://h.example.com/;SharedAccessKeyName=n;SharedAccessKey=" + canary},
+			Auth: credentials.AzureAuth{ConnectionString: "Endpoint=sb://h.example.com/;SharedAccessKeyName=n;SharedAccessKey=" + canary},
 		}},
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/gridfan/gridfan/infra/egress"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
 
@@ -179,15 +180,18 @@ func (s *Secrets) classify(err error) (deliver.Fault, string) {
 	return deliver.FaultNetwork, "transport error: " + s.Printable(text, 256)
 }
 
-// NoToken is the Attempt of which nothing was sent for want of a token. The event
-// is not to blame: it waits.
+// NoToken is the Attempt of which nothing was sent for want of a token. Neither the
+// destination nor the event is to blame, which waits as while the destination is down.
 func (s *Secrets) NoToken(ctx context.Context, err error, took time.Duration) deliver.Attempt {
+	if e, ok := errors.AsType[*credentials.Error](err); ok && ctx.Err() != context.Canceled {
+		return deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultCredentials, Reason: e.Reason, RetryAfter: e.Wait}
+	}
 	if ctx.Err() != nil {
 		return s.NoAnswer(ctx, err, took)
 	}
 	// The first line says what failed; what follows quotes requests and answers.
 	first, _, _ := strings.Cut(err.Error(), "\n")
-	return deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultAccess, Reason: "no token: " + s.Printable(first, 256)}
+	return deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultCredentials, Reason: credentials.NoToken + ": " + s.Printable(first, 256)}
 }
 
 // roundOff writes d with two or three digits.

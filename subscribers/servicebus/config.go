@@ -7,7 +7,7 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/gridfan/gridfan/infra/azure"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 )
 
 // Config is a queue or topic of a Service Bus namespace.
@@ -22,7 +22,7 @@ type Config struct {
 	Session Session `json:"session"`
 	// Auth is a connection string, or an identity with the role Azure Service Bus
 	// Data Sender.
-	Auth azure.Auth `json:"auth"`
+	Auth credentials.AzureAuth `json:"auth"`
 }
 
 // Session is what becomes the session of a message.
@@ -60,7 +60,7 @@ func (c *Config) Validate(path string) error {
 	default:
 		report(".session", "want %s or %s, got %q", NoSession, ByPartition, c.Session)
 	}
-	if err := c.Auth.Validate(path+".auth", append([]azure.Method{azure.ConnectionString}, azure.Identities...)...); err != nil {
+	if err := c.Auth.Validate(path+".auth", append([]credentials.AzureMethod{credentials.AzureConnectionString}, credentials.AzureIdentities...)...); err != nil {
 		return errors.Join(append(errs, err)...)
 	}
 	switch _, _, err := c.address(); {

@@ -27,6 +27,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -38,6 +39,7 @@ import (
 
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/reply"
 )
@@ -53,6 +55,8 @@ type Options struct {
 	// Egress is how connections are made; AMQP knows no proxies. Nil: to wherever the
 	// namespace leads. Azure's own token endpoints are reached without it.
 	Egress *egress.Way
+	// Log gets what happens to tokens. Nil means nothing.
+	Log *slog.Logger
 	// Identity takes the place of the identity that the configuration names. Nil
 	// leaves it.
 	Identity azcore.TokenCredential
@@ -63,7 +67,8 @@ type Sender struct {
 	entity   string
 	session  Session
 	secrets  *reply.Secrets
-	identity azcore.TokenCredential // nil with a connection string
+	identity azcore.TokenCredential   // nil with a connection string
+	tokens   *credentials.Credentials // nil unless identity is theirs
 	dialer   dialer
 	newLink  func(*link) (*azservicebus.Client, error)
 	limit    atomic.Int64 // bytes of a batch
@@ -78,6 +83,7 @@ type Sender struct {
 var _ interface {
 	deliver.BatchSender
 	deliver.Packer
+	deliver.Renewer
 } = (*Sender)(nil)
 
 // New makes a Sender for a valid cfg; it opens no connection yet. The caller closes
@@ -99,8 +105,8 @@ func New(cfg Config, opts Options) (*Sender, error) {
 	}
 	s.limit.Store(leastLimit)
 	if s.identity == nil {
-		if s.identity, err = cfg.Auth.Credential(nil); err != nil {
-			return nil, err
+		if s.tokens = cfg.Auth.Credentials(opts.Log); s.tokens != nil {
+			s.identity = s.tokens.Azure()
 		}
 	}
 	s.newLink = func(l *link) (*azservicebus.Client, error) {
@@ -228,6 +234,13 @@ func (s *Sender) attempt(ctx context.Context, send func(context.Context, *link) 
 	return a
 }
 
+// RetryNow implements deliver.Renewer.
+func (s *Sender) RetryNow() {
+	if s.tokens != nil {
+		s.tokens.RetryNow()
+	}
+}
+
 // Close ends the connection; see deliver.Sender.
 func (s *Sender) Close() {
 	s.mu.Lock()
@@ -238,4 +251,7 @@ func (s *Sender) Close() {
 		s.background.Go(func() { l.close(true) })
 	}
 	s.background.Wait()
+	if s.tokens != nil {
+		s.tokens.Close()
+	}
 }

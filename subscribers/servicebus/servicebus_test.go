@@ -20,9 +20,9 @@ import (
 	"github.com/Azure/go-amqp"
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/gridfan/gridfan/infra/azure"
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/sendertest"
 	"github.com/gridfan/gridfan/subscribers/servicebus/amqptest"
@@ -41,7 +41,7 @@ func connectionTo(addr string) string {
 func overPlain(t *testing.T, opts amqptest.Options) (*Sender, *amqptest.Server) {
 	t.Helper()
 	srv := amqptest.Start(t, opts)
-	s, err := New(Config{Queue: "orders", Auth: azure.Auth{ConnectionString: connectionTo(srv.Addr)}}, Options{Version: "1.2.3"})
+	s, err := New(Config{Queue: "orders", Auth: credentials.AzureAuth{ConnectionString: connectionTo(srv.Addr)}}, Options{Version: "1.2.3"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func overTLS(t *testing.T, opts amqptest.Options, id identity) (*Sender, *amqpte
 	t.Cleanup(web.Close)
 	opts.TLS = &tls.Config{Certificates: web.TLS.Certificates}
 	srv := amqptest.Start(t, opts)
-	s, err := New(Config{Namespace: srv.Addr, Topic: "orders", Auth: azure.Auth{ManagedIdentity: &azure.ManagedIdentity{}}}, Options{Identity: id})
+	s, err := New(Config{Namespace: srv.Addr, Topic: "orders", Auth: credentials.AzureAuth{ManagedIdentity: &credentials.ManagedIdentity{}}}, Options{Identity: id})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +290,7 @@ func TestNoLink(t *testing.T) {
 		})
 	}
 	t.Run("nobody there", func(t *testing.T) {
-		s, err := New(Config{Queue: "orders", Auth: azure.Auth{ConnectionString: connectionTo(gone.Addr().String())}}, Options{})
+		s, err := New(Config{Queue: "orders", Auth: credentials.AzureAuth{ConnectionString: connectionTo(gone.Addr().String())}}, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -311,7 +311,7 @@ func TestNoLink(t *testing.T) {
 	t.Run("no token", func(t *testing.T) {
 		s, srv := overTLS(t, amqptest.Options{}, identity{errors.New("no identity here\nGET ?canary")})
 		defer s.Close()
-		want := deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultAccess, Reason: "no token: no identity here"}
+		want := deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultCredentials, Reason: "no token: no identity here"}
 		if d := cmp.Diff(want, s.Send(t.Context(), simple("1", ""))); d != "" {
 			t.Errorf("(-want +got):\n%s", d)
 		}
@@ -336,7 +336,7 @@ func TestSessions(t *testing.T) {
 		}
 		return amqptest.Verdict{}
 	}})
-	s, err := New(Config{Queue: "orders", Session: ByPartition, Auth: azure.Auth{ConnectionString: connectionTo(srv.Addr)}}, Options{})
+	s, err := New(Config{Queue: "orders", Session: ByPartition, Auth: credentials.AzureAuth{ConnectionString: connectionTo(srv.Addr)}}, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -371,9 +371,9 @@ func TestSessions(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
-	with := func(s string) azure.Auth { return azure.Auth{ConnectionString: s} }
+	with := func(s string) credentials.AzureAuth { return credentials.AzureAuth{ConnectionString: s} }
 	good := "Endpoint=sb://h.example.com/;SharedAccessKeyName=n;SharedAccessKey=" + canaryKey
-	mi := azure.Auth{ManagedIdentity: &azure.ManagedIdentity{}}
+	mi := credentials.AzureAuth{ManagedIdentity: &credentials.ManagedIdentity{}}
 	for _, tt := range []struct {
 		c    Config
 		want string
@@ -393,7 +393,7 @@ func TestValidate(t *testing.T) {
 		{Config{Queue: "q", Auth: with("Endpoint=" + canaryKey + ";SharedAccessSignature=" + canaryKey)}, "x.auth.connectionString: its Endpoint is no address"},
 		{Config{Queue: "q", Auth: with(good + ";EntityPath=other")}, "x.auth.connectionString: its EntityPath is another queue or topic"},
 		{Config{Queue: "q", Namespace: "h.example.com"}, "x.auth: missing; want one of connectionString, managedIdentity"},
-		{Config{Queue: "q", Namespace: "h.example.com", Auth: azure.Auth{Key: canaryKey}}, "x.auth.key: not known to this service"},
+		{Config{Queue: "q", Namespace: "h.example.com", Auth: credentials.AzureAuth{Key: canaryKey}}, "x.auth.key: not known to this service"},
 		{Config{Queue: "q", Auth: with(good).Redacted()}, "x.auth.connectionString: it is hidden"},
 	} {
 		err := tt.c.Validate("x")
@@ -427,7 +427,7 @@ func TestForbiddenAddress(t *testing.T) {
 			close(came)
 		}
 	}()
-	s, err := New(Config{Queue: "orders", Auth: azure.Auth{ConnectionString: connectionTo(l.Addr().String())}}, Options{Egress: rules.Way(true)})
+	s, err := New(Config{Queue: "orders", Auth: credentials.AzureAuth{ConnectionString: connectionTo(l.Addr().String())}}, Options{Egress: rules.Way(true)})
 	if err != nil {
 		t.Fatal(err)
 	}

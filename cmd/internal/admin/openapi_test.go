@@ -13,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gridfan/gridfan/cmd/internal/config"
-	"github.com/gridfan/gridfan/infra/azure"
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/publish"
@@ -78,9 +77,7 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 		"EventGridTopic":          eventgrid.Config{},
 		"EventGridNamespaceTopic": eventgrid.NamespaceConfig{},
 		"ServiceBus":              servicebus.Config{},
-		"AzureAuth":               azure.Auth{},
-		"AzureManagedIdentity":    azure.ManagedIdentity{},
-		"AzureWorkloadIdentity":   azure.WorkloadIdentity{},
+		"AzureAuth":               credentials.AzureAuth{},
 
 		"Problem":             Problem{},
 		"Status":              Status{},

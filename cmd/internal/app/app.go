@@ -365,7 +365,7 @@ func (a *App) spooled(ctx context.Context) uint64 {
 // newSender makes the way out that a definition asks for. Where a stranger says
 // where it leads, the addresses are judged.
 func (a *App) newSender(d registry.Definition, strange bool) (deliver.Sender, error) {
-	way := a.rules.Way(strange)
+	way, log := a.rules.Way(strange), a.log.With("subscriber", d.Name)
 	switch to := d.Deliver; {
 	case to.Pull != nil:
 		door, err := newDoor(*to.Pull, auth.Deps{Keys: a.tenants, Log: a.log})
@@ -374,11 +374,11 @@ func (a *App) newSender(d registry.Definition, strange bool) (deliver.Sender, er
 		}
 		return a.pull.Open(d.Name, *to.Pull, door), nil
 	case to.EventGrid != nil:
-		return eventgrid.New(*to.EventGrid, eventgrid.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version, Egress: way})
+		return eventgrid.New(*to.EventGrid, eventgrid.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version, Egress: way, Log: log})
 	case to.EventGridNamespace != nil:
-		return eventgrid.NewNamespace(*to.EventGridNamespace, eventgrid.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version, Egress: way})
+		return eventgrid.NewNamespace(*to.EventGridNamespace, eventgrid.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version, Egress: way, Log: log})
 	case to.ServiceBus != nil:
-		return servicebus.New(*to.ServiceBus, servicebus.Options{Version: a.opts.Version, Egress: way})
+		return servicebus.New(*to.ServiceBus, servicebus.Options{Version: a.opts.Version, Egress: way, Log: log})
 	case to.Webhook == nil:
 		return nil, errors.New("its definition names no way out that this version knows")
 	}
@@ -388,7 +388,7 @@ func (a *App) newSender(d registry.Definition, strange bool) (deliver.Sender, er
 	}
 	return webhook.New(*d.Deliver.Webhook, webhook.Options{
 		Concurrency: d.Limits.Concurrency, Version: a.opts.Version, Keys: keys, Subscriber: d.Name, Rate: float64(d.Limits.Rate),
-		Log: a.log.With("subscriber", d.Name), Egress: way,
+		Log: log, Egress: way,
 	})
 }
 

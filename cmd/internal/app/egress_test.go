@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
-	"github.com/gridfan/gridfan/infra/azure"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/registry"
@@ -90,11 +90,11 @@ func TestEgress(t *testing.T) {
 		refused(url, err, "subscribers.new.deliver.webhook.url: "+said)
 	}
 	for key, to := range map[string]registry.Deliver{
-		"eventGrid.endpoint":          {EventGrid: &eventgrid.Config{Endpoint: "https://127.0.0.1:1/", Auth: azure.Auth{Key: "k"}}},
-		"eventGridNamespace.endpoint": {EventGridNamespace: &eventgrid.NamespaceConfig{Endpoint: "https://127.0.0.1:1/", Topic: "t", Auth: azure.Auth{Key: "k"}}},
-		"serviceBus.namespace":        {ServiceBus: &servicebus.Config{Namespace: "127.0.0.1:1", Queue: "q", Auth: azure.Auth{Default: true}}},
+		"eventGrid.endpoint":          {EventGrid: &eventgrid.Config{Endpoint: "https://127.0.0.1:1/", Auth: credentials.AzureAuth{Key: "k"}}},
+		"eventGridNamespace.endpoint": {EventGridNamespace: &eventgrid.NamespaceConfig{Endpoint: "https://127.0.0.1:1/", Topic: "t", Auth: credentials.AzureAuth{Key: "k"}}},
+		"serviceBus.namespace":        {ServiceBus: &servicebus.Config{Namespace: "127.0.0.1:1", Queue: "q", Auth: credentials.AzureAuth{Default: true}}},
 		"serviceBus.auth.connectionString": {ServiceBus: &servicebus.Config{
-			Queue: "q", Auth: azure.Auth{ConnectionString: "Endpoint=sb://127.0.0.1:1/;SharedAccessKeyName=n;SharedAccessKey=k"},
+			Queue: "q", Auth: credentials.AzureAuth{ConnectionString: "Endpoint=sb://127.0.0.1:1/;SharedAccessKeyName=n;SharedAccessKey=k"},
 		}},
 	} {
 		_, err := g.admin.Subscribe(ctx, registry.Definition{Name: "new", Subjects: []string{"events.>"}, Deliver: to})

@@ -159,7 +159,7 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 	for _, way := range []string{
 		`{"eventGrid":{"endpoint":"https://127.0.0.1:1/","schema":"eventgrid","auth":{"key":"canary-key"}}}`,
 		`{"eventGridNamespace":{"endpoint":"https://127.0.0.1:1/","topic":"orders","auth":{"key":"canary-key"}}}`,
-		`{"eventGridNamespace":{"endpoint":"https://127.0.0.1:1/","topic":"orders","auth":{"workloadIdentity":{"clientId":"1","tenantId":"2","tokenFile":"/t"}}}}`,
+		`{"eventGridNamespace":{"endpoint":"https://127.0.0.1:1/","topic":"orders","auth":{"workloadIdentity":{"clientID":"11111111-2222-3333-4444-555555555555","tenant":"example.com"}}}}`,
 		`{"serviceBus":{"queue":"orders","session":"partitionkey","auth":{"connectionString":"Endpoint=sb://127.0.0.1:1/;SharedAccessKeyName=n;SharedAccessKey=canary"}}}`,
 		`{"serviceBus":{"namespace":"127.0.0.1:1","topic":"orders","auth":{"managedIdentity":{}}}}`,
 	} {

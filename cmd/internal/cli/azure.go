@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/gridfan/gridfan/infra/azure"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/servicebus"
@@ -37,7 +37,7 @@ var azureSettings = []setting{
 		return nil
 	}},
 	{"connection-string", []string{"deliver.serviceBus.auth.connectionString", "deliver.serviceBus.namespace"}, "connection string of a Service Bus namespace, in the place of --service-bus", func(d *registry.Definition, v string) error {
-		bus(d).Namespace, bus(d).Auth = "", azure.Auth{ConnectionString: v}
+		bus(d).Namespace, bus(d).Auth = "", credentials.AzureAuth{ConnectionString: v}
 		return nil
 	}},
 	{"topic", []string{"deliver.eventGridNamespace.topic", "deliver.serviceBus.topic", "deliver.serviceBus.queue"}, "topic in the namespace of Event Grid or Service Bus", func(d *registry.Definition, v string) error {
@@ -72,21 +72,21 @@ var azureSettings = []setting{
 		d.Deliver.EventGrid.Schema = eventgrid.Schema(v)
 		return nil
 	}},
-	authSetting("access-key", "key", "access key of the Event Grid topic or namespace", func(a *azure.Auth, v string) error {
+	authSetting("access-key", "key", "access key of the Event Grid topic or namespace", func(a *credentials.AzureAuth, v string) error {
 		a.Key = v
 		return nil
 	}),
-	authSetting("sas", "sas", "shared access signature for the Event Grid topic", func(a *azure.Auth, v string) error {
+	authSetting("sas", "sas", "shared access signature for the Event Grid topic", func(a *credentials.AzureAuth, v string) error {
 		a.SAS = v
 		return nil
 	}),
-	authSetting("identity", "managedIdentity", "identity of gridfan in Azure: managed, managed:CLIENT-ID, workload or default", func(a *azure.Auth, v string) error {
+	authSetting("identity", "managedIdentity", "identity of gridfan in Azure: managed, managed:CLIENT-ID, workload or default", func(a *credentials.AzureAuth, v string) error {
 		name, id, _ := strings.Cut(v, ":")
 		switch {
 		case name == "managed":
-			a.ManagedIdentity = &azure.ManagedIdentity{ClientID: id}
+			a.ManagedIdentity = &credentials.ManagedIdentity{ClientID: id}
 		case v == "workload":
-			a.WorkloadIdentity = &azure.WorkloadIdentity{}
+			a.WorkloadIdentity = &credentials.WorkloadIdentity{}
 		case v == "default":
 			a.Default = true
 		default:
@@ -107,13 +107,13 @@ func bus(d *registry.Definition) *servicebus.Config {
 }
 
 // authSetting takes the place of every other way to be let in.
-func authSetting(flag, key, usage string, set func(*azure.Auth, string) error) setting {
+func authSetting(flag, key, usage string, set func(*credentials.AzureAuth, string) error) setting {
 	var keys []string
 	for _, way := range []string{"eventGrid", "eventGridNamespace", "serviceBus"} {
 		keys = append(keys, "deliver."+way+".auth."+key)
 	}
 	return setting{flag, keys, usage, func(d *registry.Definition, v string) error {
-		var to *azure.Auth
+		var to *credentials.AzureAuth
 		switch {
 		case d.Deliver.EventGrid != nil:
 			to = &d.Deliver.EventGrid.Auth
@@ -124,7 +124,7 @@ func authSetting(flag, key, usage string, set func(*azure.Auth, string) error) s
 		default:
 			return errors.New("only of subscribers in Azure: --event-grid, --event-grid-namespace, --service-bus")
 		}
-		*to = azure.Auth{}
+		*to = credentials.AzureAuth{}
 		return set(to, v)
 	}}
 }
@@ -159,7 +159,7 @@ func azureRows(to registry.Deliver) [][2]string {
 }
 
 // who tells in words how gridfan is let in.
-func who(a azure.Auth) string {
+func who(a credentials.AzureAuth) string {
 	switch {
 	case a.Key != "":
 		return "holder of an access key"

@@ -1,7 +1,7 @@
 package config
 
 import (
-	"github.com/gridfan/gridfan/infra/azure"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/servicebus"
@@ -42,19 +42,19 @@ func (d *decoder) queue(v *value) *servicebus.Config {
 
 // azureAuth reads who gridfan is towards an Azure service. Validate knows what the
 // service lets in.
-func (d *decoder) azureAuth(v *value) azure.Auth {
-	a := azure.Auth{
+func (d *decoder) azureAuth(v *value) credentials.AzureAuth {
+	a := credentials.AzureAuth{
 		Key:              d.secret(v.get("key")).Reveal(),
 		SAS:              d.secret(v.get("sas")).Reveal(),
 		ConnectionString: d.secret(v.get("connectionString")).Reveal(),
 		Default:          d.boolean(v.get("default")),
 	}
 	if m := v.get("managedIdentity"); m != nil {
-		a.ManagedIdentity = &azure.ManagedIdentity{ClientID: d.text(m.get("clientId"))}
+		a.ManagedIdentity = &credentials.ManagedIdentity{ClientID: d.text(m.get("clientID"))}
 	}
 	if w := v.get("workloadIdentity"); w != nil {
-		a.WorkloadIdentity = &azure.WorkloadIdentity{
-			ClientID: d.text(w.get("clientId")), TenantID: d.text(w.get("tenantId")), TokenFile: d.text(w.get("tokenFile")),
+		a.WorkloadIdentity = &credentials.WorkloadIdentity{
+			ClientID: d.text(w.get("clientID")), Tenant: d.text(w.get("tenant")),
 		}
 	}
 	return a

@@ -5,7 +5,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/gridfan/gridfan/infra/azure"
+	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/servicebus"
@@ -19,17 +19,17 @@ subscribers:
     subjects: events.>
     deliver: { eventGrid: { endpoint: "https://t.example.com/api/events", schema: eventgrid, auth: { key: "${env:KEY}" } } }
   grid-sas: { subjects: events.>, deliver: { eventGrid: { endpoint: "https://t.example.com/api/events", auth: { sas: "${env:KEY}" } } } }
-  grid-mi: { subjects: events.>, deliver: { eventGrid: { endpoint: "https://t.example.com/", auth: { managedIdentity: { clientId: 1-2 } } } } }
-  grid-wi: { subjects: events.>, deliver: { eventGrid: { endpoint: "https://t.example.com/", auth: { workloadIdentity: { clientId: 1-2, tenantId: example.com, tokenFile: /t } } } } }
+  grid-mi: { subjects: events.>, deliver: { eventGrid: { endpoint: "https://t.example.com/", auth: { managedIdentity: { clientID: 11111111-2222-3333-4444-555555555555 } } } } }
+  grid-wi: { subjects: events.>, deliver: { eventGrid: { endpoint: "https://t.example.com/", auth: { workloadIdentity: { clientID: 11111111-2222-3333-4444-555555555555, tenant: example.com } } } } }
   grid-who: { subjects: events.>, deliver: { eventGrid: { endpoint: "https://t.example.com/", auth: { default: true } } } }
   space: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://${env:HOST}", topic: orders, auth: { key: "${env:KEY}" } } } }
-  space-mi: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://n.example.com", topic: orders, auth: { managedIdentity: { clientId: 1-2 } } } } }
+  space-mi: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://n.example.com", topic: orders, auth: { managedIdentity: { clientID: 11111111-2222-3333-4444-555555555555 } } } } }
   space-own: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://n.example.com", topic: orders, auth: { managedIdentity: {} } } } }
-  space-wi: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://n.example.com", topic: orders, auth: { workloadIdentity: { clientId: 1-2, tenantId: example.com, tokenFile: /t } } } } }
+  space-wi: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://n.example.com", topic: orders, auth: { workloadIdentity: { clientID: 11111111-2222-3333-4444-555555555555, tenant: example.com } } } } }
   space-who: { subjects: events.>, deliver: { eventGridNamespace: { endpoint: "https://n.example.com", topic: orders, auth: { default: true } } } }
   bus: { subjects: events.>, deliver: { serviceBus: { queue: orders, session: partitionkey, auth: { connectionString: "${env:BUS}" } } } }
-  bus-mi: { subjects: events.>, deliver: { serviceBus: { namespace: b.example.com, topic: orders, auth: { managedIdentity: { clientId: 1-2 } } } } }
-  bus-wi: { subjects: events.>, deliver: { serviceBus: { namespace: b.example.com, topic: orders, auth: { workloadIdentity: { clientId: 1-2, tenantId: example.com, tokenFile: /t } } } } }
+  bus-mi: { subjects: events.>, deliver: { serviceBus: { namespace: b.example.com, topic: orders, auth: { managedIdentity: { clientID: 11111111-2222-3333-4444-555555555555 } } } } }
+  bus-wi: { subjects: events.>, deliver: { serviceBus: { namespace: b.example.com, topic: orders, auth: { workloadIdentity: { clientID: 11111111-2222-3333-4444-555555555555, tenant: example.com } } } } }
   bus-who: { subjects: events.>, deliver: { serviceBus: { namespace: b.example.com, topic: orders, auth: { default: true } } } }
 `
 
@@ -39,35 +39,35 @@ func TestParseAzure(t *testing.T) {
 		t.Fatal(err)
 	}
 	const topic, root, space = "https://t.example.com/api/events", "https://t.example.com/", "https://n.example.com"
-	key := azure.Auth{Key: "key-key-key-key-key"}
-	managed := azure.Auth{ManagedIdentity: &azure.ManagedIdentity{ClientID: "1-2"}}
-	workload := azure.Auth{WorkloadIdentity: &azure.WorkloadIdentity{ClientID: "1-2", TenantID: "example.com", TokenFile: "/t"}}
-	grid := func(endpoint string, schema eventgrid.Schema, auth azure.Auth) registry.Deliver {
+	key := credentials.AzureAuth{Key: "key-key-key-key-key"}
+	managed := credentials.AzureAuth{ManagedIdentity: &credentials.ManagedIdentity{ClientID: "11111111-2222-3333-4444-555555555555"}}
+	workload := credentials.AzureAuth{WorkloadIdentity: &credentials.WorkloadIdentity{ClientID: "11111111-2222-3333-4444-555555555555", Tenant: "example.com"}}
+	grid := func(endpoint string, schema eventgrid.Schema, auth credentials.AzureAuth) registry.Deliver {
 		return registry.Deliver{EventGrid: &eventgrid.Config{Endpoint: endpoint, Schema: schema, Auth: auth}}
 	}
-	namespace := func(endpoint string, auth azure.Auth) registry.Deliver {
+	namespace := func(endpoint string, auth credentials.AzureAuth) registry.Deliver {
 		return registry.Deliver{EventGridNamespace: &eventgrid.NamespaceConfig{Endpoint: endpoint, Topic: "orders", Auth: auth}}
 	}
-	bus := func(auth azure.Auth) registry.Deliver {
+	bus := func(auth credentials.AzureAuth) registry.Deliver {
 		return registry.Deliver{ServiceBus: &servicebus.Config{Namespace: "b.example.com", Topic: "orders", Session: servicebus.NoSession, Auth: auth}}
 	}
 	want := map[string]registry.Deliver{
 		"grid":      grid(topic, eventgrid.EventGrid, key),
-		"grid-sas":  grid(topic, eventgrid.CloudEvents, azure.Auth{SAS: key.Key}),
+		"grid-sas":  grid(topic, eventgrid.CloudEvents, credentials.AzureAuth{SAS: key.Key}),
 		"grid-mi":   grid(root, eventgrid.CloudEvents, managed),
 		"grid-wi":   grid(root, eventgrid.CloudEvents, workload),
-		"grid-who":  grid(root, eventgrid.CloudEvents, azure.Auth{Default: true}),
+		"grid-who":  grid(root, eventgrid.CloudEvents, credentials.AzureAuth{Default: true}),
 		"space":     namespace("https://wms.example.com", key),
 		"space-mi":  namespace(space, managed),
-		"space-own": namespace(space, azure.Auth{ManagedIdentity: &azure.ManagedIdentity{}}),
+		"space-own": namespace(space, credentials.AzureAuth{ManagedIdentity: &credentials.ManagedIdentity{}}),
 		"space-wi":  namespace(space, workload),
-		"space-who": namespace(space, azure.Auth{Default: true}),
+		"space-who": namespace(space, credentials.AzureAuth{Default: true}),
 		"bus": {ServiceBus: &servicebus.Config{
-			Queue: "orders", Session: servicebus.ByPartition, Auth: azure.Auth{ConnectionString: "Endpoint=sb://b.example.com/;SharedAccessKeyName=n;SharedAccessKey=canary"},
+			Queue: "orders", Session: servicebus.ByPartition, Auth: credentials.AzureAuth{ConnectionString: "Endpoint=sb://b.example.com/;SharedAccessKeyName=n;SharedAccessKey=canary"},
 		}},
 		"bus-mi":  bus(managed),
 		"bus-wi":  bus(workload),
-		"bus-who": bus(azure.Auth{Default: true}),
+		"bus-who": bus(credentials.AzureAuth{Default: true}),
 	}
 	got := map[string]registry.Deliver{}
 	for _, s := range c.Subscribers {
