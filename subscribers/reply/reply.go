@@ -1,7 +1,7 @@
 // Package reply turns what a destination answered, or how it failed to, into a
-// deliver.Attempt, for the Senders that go through other people's clients: what a
-// status means, what a transport error is called, and what of an answer an
-// operator may see. Exchange is one HTTP request under that judgement.
+// deliver.Attempt, for all Senders: what a status means, what a transport error is
+// called, and what of an answer an operator may see. HTTP is the transport for those
+// that go through other people's clients.
 package reply
 
 import (
@@ -166,16 +166,17 @@ func (s *Secrets) classify(err error) (deliver.Fault, string) {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
 		strings.Contains(text, "server closed idle connection"):
 		return deliver.FaultNetwork, "connection closed without an answer"
+	case isRecord && string(record.RecordHeader[:]) == "HTTP/":
+		return deliver.FaultTLS, "TLS: the other side speaks plain HTTP"
 	case isRecord:
-		return deliver.FaultTLS, "TLS: the destination does not speak it" + map[bool]string{true: ", but plain HTTP"}[string(record.RecordHeader[:]) == "HTTP/"]
+		return deliver.FaultTLS, "TLS: the other side does not speak it"
+	case strings.Contains(text, "://"): // the address of a proxy may hold a password
+		return deliver.FaultNetwork, "the request could not be sent"
 	}
 	for _, prefix := range []string{"x509: ", "tls: "} {
 		if _, rest, ok := strings.Cut(text, prefix); ok {
 			return deliver.FaultTLS, "TLS: " + s.Printable(rest, 256)
 		}
-	}
-	if strings.Contains(text, "://") { // the address of a proxy may hold a password
-		return deliver.FaultNetwork, "the request could not be sent"
 	}
 	return deliver.FaultNetwork, "transport error: " + s.Printable(text, 256)
 }

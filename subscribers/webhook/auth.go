@@ -93,16 +93,6 @@ func (s *Sender) token(ctx context.Context, header http.Header, own bool) (http.
 	return header, t, err
 }
 
-// withoutCredentials is the attempt that was not made for want of them. It is not the
-// subscriber's fault and not the event's, which waits as while the subscriber is
-// down: the breaker opens, and probes use up nothing of the schedule.
-func withoutCredentials(ctx context.Context, e *credentials.Error) deliver.Attempt {
-	if ctx.Err() == context.Canceled {
-		return deliver.Attempt{Outcome: deliver.Aborted, Reason: "stopped before there was an answer"}
-	}
-	return deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultCredentials, Reason: e.Reason, RetryAfter: e.Wait}
-}
-
 // learn tells the tokens how one of theirs was received. A refusal of one that was
 // good before is not the event's: it is tried again, with another.
 func (s *Sender) learn(t *credentials.Token, a deliver.Attempt) deliver.Attempt {

@@ -175,7 +175,7 @@ func (s *Sender) ask(ctx context.Context) deliver.Attempt {
 	if allowed != "*" && !strings.EqualFold(allowed, g.origin) {
 		why := "the answer to OPTIONS has no WebHook-Allowed-Origin, so deliveries are not wanted"
 		if allowed != "" {
-			why = "WebHook-Allowed-Origin is not " + g.origin + ": " + s.printable(allowed, 100)
+			why = "WebHook-Allowed-Origin is not " + g.origin + ": " + s.secrets.Printable(allowed, 100)
 		}
 		return s.refused(resp, body, why)
 	}

@@ -187,11 +187,11 @@ func TestPrivateKeyIsHidden(t *testing.T) {
 	pair := NewKey(Ed25519)
 	r := hide(&url.URL{}, []Key{pair}, nil)
 	for _, form := range append(pair.secrets(), pair.Reveal()) {
-		if got := r.Replace("x " + form + " y"); strings.Contains(got, form) || !strings.Contains(got, "<redacted>") {
+		if got := r.Printable("x "+form+" y", 1000); strings.Contains(got, form) || !strings.Contains(got, "<redacted>") {
 			t.Errorf("got %q", got)
 		}
 	}
-	if got := r.Replace(pair.Public()); got != pair.Public() {
+	if got := r.Printable(pair.Public(), 1000); got != pair.Public() {
 		t.Errorf("the public key is hidden: %s", got)
 	}
 }

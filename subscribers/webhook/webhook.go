@@ -36,15 +36,11 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/base64"
-	"html"
 	"io"
 	"log/slog"
-	"maps"
-	"math"
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -52,6 +48,7 @@ import (
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
+	"github.com/gridfan/gridfan/subscribers/reply"
 )
 
 const (
@@ -64,9 +61,6 @@ const (
 	// maxReply is how much of an answer is read so that its connection can be
 	// used again; after a longer one a new connection is cheaper.
 	maxReply = 64 << 10
-
-	// maxExcerpt is how much of an answer may stand in a Reason.
-	maxExcerpt = 512
 
 	// replyGrace is how long the rest of an answer may take after its status:
 	// ample for a few KiB from anywhere on Earth, little beside a deadline.
@@ -125,7 +119,7 @@ type Sender struct {
 	header  http.Header
 	batch   http.Header
 	signer  *signer // nil without keys
-	secrets *strings.Replacer
+	secrets *reply.Secrets
 	access  access
 
 	// own are the headers of the configuration that depend on the event, for
@@ -261,11 +255,11 @@ func (s *Sender) post(ctx context.Context, header http.Header, own bool, body []
 	if err != nil {
 		return s.noAnswer(ctx, err, time.Since(start))
 	}
-	reply := readReply(resp, cancel)
+	answer := readReply(resp, cancel)
 	if token != nil {
-		return s.learn(token, s.judge(resp, token.Hide(reply)))
+		return s.learn(token, s.judge(resp, token.Hide(answer)))
 	}
-	return s.judge(resp, reply)
+	return s.judge(resp, answer)
 }
 
 // Close gives up idle connections; see deliver.Sender.
@@ -308,86 +302,12 @@ func readReply(resp *http.Response, stop context.CancelFunc) []byte {
 
 // judge turns an answer into an Attempt.
 func (s *Sender) judge(resp *http.Response, body []byte) deliver.Attempt {
-	a := deliver.Attempt{Status: resp.StatusCode}
-	code := "HTTP " + strconv.Itoa(resp.StatusCode)
-	switch {
-	case a.Status >= 200 && a.Status < 300:
-		a.Outcome = deliver.Delivered
-		return a
-	case a.Status >= 300 && a.Status < 400:
-		// Whoever configured the URL has to follow it: the event and its
-		// credentials are not for any host an answer names.
-		a.Outcome, a.Fault = deliver.Rejected, deliver.FaultAddress
-		a.Reason = code + ": redirects are not followed" + s.redirectHost(resp)
-		return a
-	case a.Status < 200:
-		// 101 after no request for it. The other 1xx never get here.
-		a.Outcome, a.Fault = deliver.Failed, deliver.FaultServer
-		a.Reason = code + ": not an answer to a POST"
-		return a
-	}
-	switch a.Status {
-	case http.StatusProxyAuthRequired, http.StatusNetworkAuthenticationRequired:
-		// They come from something on the way (RFC 9110 §15.5.8, RFC 6585 §6).
-		// The subscriber has not seen the event and can't have refused it.
-		a.Outcome, a.Fault = deliver.Failed, deliver.FaultNetwork
-		code += " of a proxy on the way"
-	case http.StatusRequestTimeout, http.StatusTooEarly:
-		a.Outcome, a.Fault = deliver.Failed, deliver.FaultServer
-	case http.StatusTooManyRequests:
-		a.Outcome, a.Fault = deliver.Failed, deliver.FaultThrottled
-	case http.StatusUnauthorized, http.StatusForbidden:
-		a.Outcome, a.Fault = deliver.Rejected, deliver.FaultAccess
-	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusGone:
-		a.Outcome, a.Fault = deliver.Rejected, deliver.FaultAddress
-	default:
-		a.Outcome, a.Fault = deliver.Rejected, deliver.FaultRefused
-		if a.Status >= 500 {
-			a.Outcome, a.Fault = deliver.Failed, deliver.FaultServer
+	if resp.StatusCode >= 300 && resp.StatusCode < 400 {
+		if u, err := resp.Location(); err == nil { // one without a host leads to this one
+			resp.Header.Set("Location", u.String())
 		}
 	}
-	if a.Outcome == deliver.Failed {
-		a.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
-	}
-	a.Reason = code
-	if text := s.printable(string(body), maxExcerpt); text != "" {
-		a.Reason += ": " + text
-	}
-	return a
-}
-
-func (s *Sender) redirectHost(resp *http.Response) string {
-	location := resp.Header.Get("Location")
-	if location == "" {
-		return ""
-	}
-	u, err := url.Parse(location)
-	if err != nil {
-		return " (its Location is no URL)"
-	}
-	if u.Host == "" {
-		u.Host = s.request.URL.Host
-	}
-	return " (this one leads to " + s.printable(u.Host, 256) + ")"
-}
-
-// parseRetryAfter reads both forms of the header (RFC 9110 §10.2.3), 0 for
-// what is neither or lies in the past. It caps nothing, but what a Duration
-// cannot hold.
-func parseRetryAfter(s string, now time.Time) time.Duration {
-	if s != "" && strings.Trim(s, "0123456789") == "" {
-		const most = int64(math.MaxInt64 / time.Second)
-		n, err := strconv.ParseInt(s, 10, 64)
-		if err != nil || n > most {
-			n = most
-		}
-		return time.Duration(n) * time.Second
-	}
-	t, err := http.ParseTime(s)
-	if err != nil {
-		return 0
-	}
-	return max(t.Sub(now), 0)
+	return s.secrets.Judge(resp.StatusCode, resp.Header, body)
 }
 
 func basicAuth(user *url.Userinfo) string {
@@ -395,21 +315,12 @@ func basicAuth(user *url.Userinfo) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user.Username()+":"+password))
 }
 
-// hide finds the secrets of u and returns what strikes them out of a text,
-// plain or encoded, for the answers that quote their request. So it does with
-// keys, which are in no request, but in the hands of whoever answers, and with more.
-// Nil means that there are none.
-func hide(u *url.URL, keys []Key, more []string) *strings.Replacer {
-	found := map[string]bool{}
-	add := func(s string) {
-		// Something shorter is no secret, and would tear holes into every text.
-		const shortest = 4
-		for _, form := range []string{s, url.QueryEscape(s), url.PathEscape(s), html.EscapeString(s)} {
-			if len(form) >= shortest {
-				found[form] = true
-			}
-		}
-	}
+// hide finds the secrets of u and strikes them out of texts, for the answers that
+// quote their request. So it does with keys, which are in no request, but in the hands
+// of whoever answers, and with more.
+func hide(u *url.URL, keys []Key, more []string) *reply.Secrets {
+	found := slices.Clone(more)
+	add := func(s string) { found = append(found, s) }
 	add(u.RawQuery)
 	for part := range strings.FieldsFuncSeq(u.RawQuery, func(r rune) bool { return r == '&' || r == ';' }) {
 		name, value, ok := strings.Cut(part, "=")
@@ -433,24 +344,5 @@ func hide(u *url.URL, keys []Key, more []string) *strings.Replacer {
 			add(form)
 		}
 	}
-	for _, s := range more {
-		add(s)
-		add(base64.StdEncoding.EncodeToString([]byte(s)))
-	}
-	if len(found) == 0 {
-		return nil
-	}
-	// The first that matches at a place wins: longer ones go first, or part of
-	// a secret would stay behind another that begins it.
-	forms := slices.SortedFunc(maps.Keys(found), func(a, b string) int {
-		if len(a) != len(b) {
-			return len(b) - len(a)
-		}
-		return strings.Compare(a, b)
-	})
-	var pairs []string
-	for _, form := range forms {
-		pairs = append(pairs, form, "<redacted>")
-	}
-	return strings.NewReplacer(pairs...)
+	return reply.Hide(found...)
 }
