@@ -355,7 +355,7 @@ func (w *Worker) Renew(ctx context.Context, text string) error {
 	if err := now.seize(ctx, t.sequence); err != nil {
 		return err
 	}
-	defer now.settled.end(t.sequence)
+	defer now.hands.end(t.sequence)
 	m, err := now.locked(ctx, t)
 	if err != nil {
 		return err
@@ -388,7 +388,7 @@ func (w *Worker) enter(text string) (t token, now *worker, err error) {
 
 // seize takes an event in hand. Whoever has it is done with it soon.
 func (w *worker) seize(ctx context.Context, sequence uint64) error {
-	for !w.settled.begin(sequence) {
+	for !w.hands.begin(sequence) {
 		t := time.NewTimer(2 * time.Millisecond)
 		select {
 		case <-t.C:
@@ -438,13 +438,6 @@ func (w *worker) retryStream(ctx context.Context) (jetstream.Stream, error) {
 	return w.retryLane, nil
 }
 
-// cleaned copies headers without the broker's own instructions.
-func cleaned(h nats.Header) nats.Header {
-	h = maps.Clone(h)
-	maps.DeleteFunc(h, func(name string, _ []string) bool { return strings.HasPrefix(name, "Nats-") })
-	return h
-}
-
 // swap puts a message in the place of the one that a lock rests on, if that is
 // still the one, and returns when it is on the disk.
 func (w *worker) swap(ctx context.Context, instead uint64, m *nats.Msg) error {
@@ -469,7 +462,7 @@ func (w *worker) claim(ctx context.Context, t token, end LockEnd, delay time.Dur
 	began := false
 	defer func() {
 		if !began {
-			w.settled.end(t.sequence)
+			w.hands.end(t.sequence)
 		}
 	}()
 	was, err := w.locked(ctx, t)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/url"
 	"strconv"
 	"strings"
@@ -278,16 +277,7 @@ func (w *worker) shed(d *delivery, a Attempt, took time.Duration) {
 // carry copies an event's headers for a message that stands in for it, on the
 // retry lane one hop further on.
 func (w *worker) carry(d *delivery) nats.Header {
-	h := maps.Clone(d.header())
-	if h == nil {
-		h = nats.Header{}
-	}
-	for k := range h {
-		// The broker's own instructions were for the old message.
-		if strings.HasPrefix(k, "Nats-") {
-			delete(h, k)
-		}
-	}
+	h := cleaned(d.header())
 	h.Set(HeaderSubscriber, w.sub.Name)
 	h.Set(HeaderAdded, Added(w.sub.Created))
 	h.Set(HeaderOriginSequence, strconv.FormatUint(d.origin.sequence, 10))
@@ -296,6 +286,18 @@ func (w *worker) carry(d *delivery) nats.Header {
 	h.Set(HeaderHop, strconv.Itoa(d.hop()+1))
 	h.Set(nats.MsgIdHdr, MsgID(w.sub.Name, w.sub.Created, d.origin.sequence, d.hop()+1))
 	return h
+}
+
+// cleaned copies headers without the broker's own instructions, which were for the
+// message they stood on.
+func cleaned(h nats.Header) nats.Header {
+	out := make(nats.Header, len(h)+8)
+	for name, values := range h {
+		if !strings.HasPrefix(name, "Nats-") {
+			out[name] = values
+		}
+	}
+	return out
 }
 
 // MsgID names a message that stands in for an event, so that the broker keeps it
