@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/gridfan/gridfan/subscribers/credentials"
+	"github.com/gridfan/gridfan/infra/credentials"
 )
 
 // Config is a topic of Event Grid Basic: a custom topic, or one of a domain or

@@ -31,9 +31,9 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/eventgrid/azeventgrid"
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/eventgrid/aznamespaces"
 
+	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/schemas/event"
-	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/reply"
 )

@@ -23,10 +23,10 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/schemas/event"
-	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/sendertest"
 )

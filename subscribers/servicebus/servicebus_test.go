@@ -20,12 +20,12 @@ import (
 	"github.com/Azure/go-amqp"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/gridfan/gridfan/infra/amqptest"
+	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/schemas/event"
-	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/sendertest"
-	"github.com/gridfan/gridfan/subscribers/servicebus/amqptest"
 )
 
 // What the configuration must keep to itself.

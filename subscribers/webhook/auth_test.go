@@ -27,8 +27,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/schemas/event"
-	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/sendertest"
 )

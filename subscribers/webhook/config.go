@@ -6,8 +6,8 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/infra/secret"
-	"github.com/gridfan/gridfan/subscribers/credentials"
 )
 
 // Config is where and how events are posted.

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gridfan/gridfan/subscribers/credentials"
+	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
 

@@ -14,11 +14,11 @@ import (
 
 	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
 	"github.com/gridfan/gridfan/subscribers/books"
-	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/eventgrid"

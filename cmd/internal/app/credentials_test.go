@@ -13,7 +13,7 @@ import (
 	"testing"
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
-	"github.com/gridfan/gridfan/subscribers/credentials"
+	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
 

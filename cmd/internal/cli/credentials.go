@@ -10,7 +10,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/gridfan/gridfan/subscribers/credentials"
+	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/webhook"
 )

@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
+	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/infra/egress"
-	"github.com/gridfan/gridfan/subscribers/credentials"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 )

@@ -1,7 +1,7 @@
 package config
 
 import (
-	"github.com/gridfan/gridfan/subscribers/credentials"
+	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/subscribers/eventgrid"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/servicebus"

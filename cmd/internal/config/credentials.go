@@ -1,6 +1,6 @@
 package config
 
-import "github.com/gridfan/gridfan/subscribers/credentials"
+import "github.com/gridfan/gridfan/infra/credentials"
 
 // credential reads how a subscriber knows gridfan.
 func (d *decoder) credential(v *value) *credentials.Auth {

@@ -100,15 +100,15 @@ var table = []row{
 	},
 	{
 		from: []string{"./subscribers/..."}, exceptFrom: []string{"./subscribers/registry", "./subscribers/retention", "./subscribers/deadletters", "./subscribers/books", "./subscribers/trace"},
-		to: []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/credentials", "./subscribers/reply"},
+		to: []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/reply"},
 		why: "a Sender is one way out: it knows deliver, credentials to show, what answers mean, and no other Sender; only registry knows them all",
 	},
 	{
-		from: []string{"./subscribers/credentials"}, to: []string{"./subscribers/...", "./infra/broker/..."}, tests: true,
+		from: []string{"./infra/credentials"}, to: []string{"./subscribers/...", "./infra/broker/..."}, tests: true,
 		why: "credentials show who gridfan is, whatever is sent with them",
 	},
 	{
-		from: []string{"./..."}, exceptFrom: []string{"./subscribers/credentials"},
+		from: []string{"./..."}, exceptFrom: []string{"./infra/credentials"},
 		to: []string{"github.com/Azure/azure-sdk-for-go/sdk/azidentity/...", "golang.org/x/oauth2/...", "github.com/golang-jwt/jwt/..."}, tests: true,
 		why: "tokens to show are got in one place, where they are cached, bounded and kept out of logs",
 	},
@@ -118,12 +118,12 @@ var table = []row{
 	},
 	{
 		from: []string{"./subscribers/reply"},
-		to:   []string{"./subscribers/...", "./infra/...", "github.com/Azure/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/credentials", "./infra/egress"}, tests: true,
+		to:   []string{"./subscribers/...", "./infra/...", "github.com/Azure/..."}, exceptTo: []string{"./subscribers/deliver", "./infra/credentials", "./infra/egress"}, tests: true,
 		why: "what an answer means does not depend on whose client has asked",
 	},
 	{
 		from: []string{"./subscribers/registry"},
-		to:   []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/webhook", "./subscribers/pull", "./subscribers/eventgrid", "./subscribers/servicebus", "./subscribers/native", "./subscribers/credentials", "./subscribers/filter", "./subscribers/transform"}, tests: true,
+		to:   []string{"./subscribers/..."}, exceptTo: []string{"./subscribers/deliver", "./subscribers/webhook", "./subscribers/pull", "./subscribers/eventgrid", "./subscribers/servicebus", "./subscribers/native", "./subscribers/filter", "./subscribers/transform"}, tests: true,
 		why: "registry makes workers of definitions; add a new Sender here when definitions can name it",
 	},
 	{
@@ -307,7 +307,7 @@ func TestTable(t *testing.T) {
 		{in("./router/ingress", "github.com/gorilla/mux", "./router/publish", "./infra/broker", "./schemas/event"), nil},
 		{in("./router/ingress", "./subscribers/deliver"), []string{"./router/ingress imports ./subscribers/deliver: router and subscribers meet"}},
 		{in("./subscribers/webhook", "./subscribers/deliver", "./infra/secret"), nil},
-		{in("./subscribers/eventgrid", "./subscribers/deliver", "./subscribers/reply", "./subscribers/credentials"), nil},
+		{in("./subscribers/eventgrid", "./subscribers/deliver", "./subscribers/reply", "./infra/credentials"), nil},
 		{in("./subscribers/webhook", "./subscribers/registry"), []string{"./subscribers/webhook imports ./subscribers/registry: a Sender is one way out"}},
 		{in("./subscribers/registry", "./subscribers/deliver", "./subscribers/webhook", "./infra/broker"), nil},
 		{in("./subscribers/deliver", "github.com/sony/gobreaker/v2"), nil},
