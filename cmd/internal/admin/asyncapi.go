@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -19,7 +18,6 @@ import (
 	"github.com/gridfan/gridfan/subscribers/filter"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/transform"
-	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
 // From how many events a document is written.
@@ -47,17 +45,13 @@ func (s *server) asyncAPI(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if d.way, err = s.way(r.Context(), e.Definition); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(r.Context(), trialTimeout)
 	defer cancel()
 	if _, err := s.readStored(ctx, e.Definition.Subjects, nil, last, d.message); err != nil {
 		return nil, err
-	}
-	service := d.service(e)
-	if at, err := s.target(ctx, e.Definition.Deliver.Webhook); err != nil {
-		return nil, err
-	} else if at != nil {
-		service.Protocol, service.Host, service.Address = at.Scheme, at.Host, cmp.Or(at.EscapedPath(), "/")
-		service.ServerDescription = "Where " + e.Definition.Name + " takes its events."
 	}
 	known := map[string][]byte{}
 	for _, s := range schemas {
@@ -65,33 +59,8 @@ func (s *server) asyncAPI(_ http.ResponseWriter, r *http.Request) (any, error) {
 			known[s.id] = s.text
 		}
 	}
-	doc, err := asyncapi.Document(service, known, d.samples)
+	doc, err := asyncapi.Document(d.service(e), known, d.samples)
 	return json.RawMessage(doc), err
-}
-
-// target is where a webhook leads, without what may be secret; nil if its endpoint
-// has no address.
-func (s *server) target(ctx context.Context, w *webhook.Config) (*url.URL, error) {
-	at := w.URL
-	if w.Endpoint != "" {
-		e, err := s.Registry.Endpoint(ctx, w.Endpoint)
-		if errors.Is(err, registry.ErrNoEndpoint) {
-			return nil, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		placed, err := w.At(e.URL)
-		if err != nil {
-			return nil, nil // the path does not fit it; the subscriber is parked for that
-		}
-		at = placed.URL
-	}
-	u, err := url.Parse(at)
-	if err != nil {
-		return nil, nil // Validate has refused it
-	}
-	return &url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}, nil
 }
 
 // describer collects what a subscriber gets of stored events.
@@ -99,7 +68,7 @@ type describer struct {
 	definition registry.Definition
 	filter     *filter.Filter
 	transform  *transform.Transform
-	sender     *webhook.Sender // never sends
+	way        way
 	samples    []asyncapi.Sample
 	bytes      int
 	mediaType  string // of the newest
@@ -124,15 +93,7 @@ func newDescriber(d registry.Definition) (*describer, error) {
 			return nil, err
 		}
 	}
-	// Only what decides the form of a message: no address and no secret.
-	form := webhook.Config{URL: "https://subscriber.invalid/", Format: d.Deliver.Webhook.Format, Headers: map[string]string{}}
-	for name, shown := range d.Deliver.Webhook.Redacted().Headers {
-		if shown == d.Deliver.Webhook.Headers[name] {
-			form.Headers[name] = shown
-		}
-	}
-	s.sender, err = webhook.New(form, webhook.Options{Subscriber: d.Name})
-	return s, err
+	return s, nil
 }
 
 // message takes a stored event into account, if the subscriber would get it.
@@ -149,20 +110,11 @@ func (d *describer) message(m jetstream.Msg) error {
 			return nil // likewise
 		}
 	}
-	header, body := d.sender.Preview(e, d.definition.Limits.Batch.Events > 0)
-	d.mediaType, _, _ = strings.Cut(header.Get("Content-Type"), ";")
-	sample := asyncapi.Sample{Type: e.Type, DataSchema: e.DataSchema, Body: inJSON(body)}
+	headers, body, mediaType := d.way.write(e)
+	d.mediaType = mediaType
+	sample := asyncapi.Sample{Type: e.Type, DataSchema: e.DataSchema, Headers: headers, Body: inJSON(body)}
 	if e.DataJSON {
 		sample.Data = e.Data
-	}
-	for name, values := range header {
-		if name == "Content-Type" || name == "User-Agent" {
-			continue
-		}
-		if sample.Headers == nil {
-			sample.Headers = map[string]string{}
-		}
-		sample.Headers[strings.ToLower(name)] = strings.Join(values, ", ")
 	}
 	d.samples = append(d.samples, sample)
 	d.bytes += len(body) + len(sample.Data)
@@ -190,31 +142,12 @@ func inJSON(body []byte) json.RawMessage {
 
 // service says how the subscriber gets its events.
 func (d *describer) service(e registry.Entry) asyncapi.Service {
-	w := e.Definition.Deliver.Webhook
-	s := asyncapi.Service{
-		Subscriber: e.Definition.Name, Version: strconv.FormatUint(e.Revision, 10), Method: http.MethodPost,
-		Subjects: e.Definition.Subjects, ContentType: d.mediaType,
-	}
-	batch := e.Definition.Limits.Batch.Events > 0
-	switch {
-	case w.Format == webhook.EventGrid:
-		s.Envelope, s.ContentType = asyncapi.EventGrid, "application/json"
-	case w.Format == webhook.Original:
-		s.Envelope = asyncapi.Data
-	case batch:
-		s.Envelope, s.ContentType = asyncapi.CloudEvents, event.MediaBatch
-	case w.Format == webhook.Binary:
-		s.Envelope = asyncapi.Attributes
-	default:
-		s.Envelope, s.ContentType = asyncapi.CloudEvent, event.MediaStructured
-	}
-	s.ContentType = cmp.Or(s.ContentType, "application/json")
-	about := []string{"What gridfan delivers to " + e.Definition.Name + ", each event at least once: dedupe on source and id, or on webhook-id."}
+	s := d.way.service
+	s.Subscriber, s.Version, s.Subjects = e.Definition.Name, strconv.FormatUint(e.Revision, 10), e.Definition.Subjects
+	s.ContentType = cmp.Or(s.ContentType, d.mediaType, "application/json")
+	about := append([]string{s.Description}, d.way.about...)
 	if e.Definition.Filter != "" {
 		about = append(about, "Only events that its filter lets through: `"+e.Definition.Filter+"`.")
-	}
-	if w.Sign.On {
-		about = append(about, "Requests are signed as Standard Webhooks says.")
 	}
 	if o := e.Definition.Ordering; o != "" {
 		about = append(about, "Ordering: "+string(o)+".")

@@ -20,6 +20,12 @@ func TestAsyncAPI(t *testing.T) {
 		"  grid: { subjects: [ \"events.>\" ], deliver: { webhook: { url: \""+in.url+"/g\", format: eventgrid } }, limits: { batch: { events: 10 } } }\n",
 		"  batch: { subjects: [ \"events.>\" ], deliver: { webhook: { url: \""+in.url+"/a\", sign: true } }, limits: { batch: { events: 10 } } }\n",
 		"  plain: { subjects: [ \"events.>\" ], deliver: { webhook: { url: \""+in.url+"/o\", format: original } } }\n",
+		"  fetched: { subjects: [ \"events.>\" ], deliver: { pull: {} } }\n",
+		"  topic: { subjects: [ \"events.>\" ], deliver: { eventGrid: { endpoint: \"https://topic.invalid/api/events\", auth: { key: canary } } } }\n",
+		"  oldtopic: { subjects: [ \"events.>\" ], deliver: { eventGrid: { endpoint: \"https://topic.invalid/api/events\", schema: eventgrid, auth: { key: canary } } } }\n",
+		"  namespace: { subjects: [ \"events.>\" ], deliver: { eventGridNamespace: { endpoint: \"https://namespace.invalid\", topic: orders, auth: { key: canary } } } }\n",
+		"  queue: { subjects: [ \"events.>\" ], deliver: { serviceBus: { queue: orders, auth: { connectionString: \"Endpoint=sb://queue.invalid/;SharedAccessKeyName=n;SharedAccessKey=canary\" } } } }\n",
+		"  native: { subjects: [ \"events.>\" ], deliver: { nats: {} } }\n",
 		"  none: { subjects: [ \"events.nowhere.>\" ], deliver: { webhook: { url: \""+in.url+"/n\" } } }\n",
 	)
 	g.accepting("D", 500, 2000)
@@ -38,12 +44,18 @@ func TestAsyncAPI(t *testing.T) {
 	}
 	official := c.MustCompile("asyncapi.json")
 	for name, wants := range map[string][]string{
-		"shaped": {`"order":"PO-D-2000"`, `"address":"/shaped"`, `"protocol":"http"`, "event.data.TransactionCurrencyAmount \\u003e 1000.0"},
-		"binary": {`"x-company":"usmf"`, `"ce-id":"D-500"`},
-		"grid":   {`"eventType":`, `"aeg-event-type":"Notification"`},
-		"batch":  {`"application/cloudevents-batch+json"`, "Standard Webhooks"},
-		"plain":  {`"payload":{"BusinessEventId"`},
-		"none":   {"No event on them was stored"},
+		"shaped":    {`"order":"PO-D-2000"`, `"address":"/shaped"`, `"protocol":"http"`, "event.data.TransactionCurrencyAmount \\u003e 1000.0"},
+		"binary":    {`"x-company":"usmf"`, `"ce-id":"D-500"`},
+		"grid":      {`"eventType":`, `"aeg-event-type":"Notification"`},
+		"batch":     {`"application/cloudevents-batch+json"`, "Standard Webhooks"},
+		"plain":     {`"payload":{"BusinessEventId"`},
+		"fetched":   {`"address":"/topics/events/eventsubscriptions/fetched:receive"`, `"id":"D-500"`, "brokerProperties"},
+		"topic":     {`"host":"topic.invalid"`, `"address":"/api/events"`, `"specversion":"1.0"`},
+		"oldtopic":  {`"host":"topic.invalid"`, `"eventType":`},
+		"namespace": {`"host":"namespace.invalid"`, `"address":"/topics/orders:publish"`, `"specversion":"1.0"`},
+		"queue":     {`"host":"queue.invalid"`, `"protocol":"amqps"`, `"address":"orders"`, `"specversion":"1.0"`},
+		"native":    {`"address":"$JS.API.CONSUMER.MSG.NEXT.EVENTS.native"`, `"ce-id":"D-500"`},
+		"none":      {"No event on them was stored"},
 	} {
 		doc, err := g.admin.AsyncAPI(t.Context(), name, 0)
 		if err != nil {
