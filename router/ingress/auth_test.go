@@ -1,7 +1,6 @@
 package ingress_test
 
 import (
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/hmac"
@@ -13,7 +12,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -23,7 +21,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,13 +28,14 @@ import (
 	"github.com/gridfan/gridfan/infra/broker/brokertest"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/auth"
+	"github.com/gridfan/gridfan/router/auth/authtest"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/schemas/event"
 )
 
 // tenant and audience are what tokens must be of and for.
 const (
-	tenant       = "8eaef023-2b34-4da1-9baa-8bc8c9d6a490"
+	tenant       = authtest.Tenant
 	audience     = "api://gridfan"
 	eventGridApp = "4962773b-9cdb-44cf-a8bf-237846a00ab7" // Microsoft.EventGrid
 	hmacSecret   = "hmac-" + canary
@@ -45,68 +43,12 @@ const (
 
 var sasKey = base64.StdEncoding.EncodeToString([]byte("sas-" + canary))
 
-// login is an Entra tenant.
-type login struct {
-	url  string
-	key  *rsa.PrivateKey
-	away atomic.Bool
-}
-
-func newLogin(t *testing.T) *login {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &login{key: key}
-	mux := http.NewServeMux()
-	answer := func(path string, body func() any) {
-		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
-			if l.away.Load() {
-				http.Error(w, "away", http.StatusBadGateway)
-				return
-			}
-			if err := json.NewEncoder(w).Encode(body()); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	answer("/"+tenant+"/v2.0/.well-known/openid-configuration", func() any {
-		return map[string]any{"issuer": l.url + "/" + tenant + "/v2.0", "jwks_uri": l.url + "/keys"}
+// bearer is a header with a token of Event Grid's own application.
+func bearer(t *testing.T, l *authtest.Login, key *rsa.PrivateKey, audience string) string {
+	t.Helper()
+	return "Bearer " + l.Token(t, key, audience, map[string]any{
+		"sub": canary, "azp": eventGridApp, "roles": []string{"AzureEventGridSecureWebhookSubscriber"},
 	})
-	answer("/keys", func() any {
-		return map[string]any{"keys": []any{map[string]any{
-			"kty": "RSA", "use": "sig", "kid": "k0",
-			"n": base64.RawURLEncoding.EncodeToString(key.N.Bytes()),
-			"e": base64.RawURLEncoding.EncodeToString(big.NewInt(int64(key.E)).Bytes()),
-		}}}
-	})
-	s := httptest.NewServer(mux)
-	t.Cleanup(s.Close)
-	l.url = s.URL
-	return l
-}
-
-// token is one of version 2.0 for aud, signed by key.
-func (l *login) token(t *testing.T, key *rsa.PrivateKey, aud string) string {
-	now := time.Now().Unix()
-	part := func(v any) string {
-		b, err := json.Marshal(v)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return base64.RawURLEncoding.EncodeToString(b)
-	}
-	signed := part(map[string]any{"typ": "JWT", "alg": "RS256", "kid": "k0"}) + "." + part(map[string]any{
-		"iss": l.url + "/" + tenant + "/v2.0", "aud": aud, "tid": tenant, "ver": "2.0", "sub": canary,
-		"iat": now - 300, "nbf": now - 300, "exp": now + 3600, "azp": eventGridApp,
-		"roles": []string{"AzureEventGridSecureWebhookSubscriber"},
-	})
-	sum := sha256.Sum256([]byte(signed))
-	sig, err := rsa.SignPKCS1v15(rand.Reader, key, crypto.SHA256, sum[:])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signed + "." + base64.RawURLEncoding.EncodeToString(sig)
 }
 
 // sasToken is one as the Go client's test makes it.
@@ -125,11 +67,11 @@ func githubSignature(secret, body string) string {
 }
 
 // guarded has a source for each method but mTLS, and one that takes any.
-func guarded(l *login) ingress.Config {
+func guarded(l *authtest.Login) ingress.Config {
 	cfg := config()
 	methods := map[string]auth.Method{
 		"sas":   {SAS: &auth.SAS{Keys: []secret.String{secret.New(sasKey)}}},
-		"entra": {Entra: &auth.Entra{Tenant: tenant, Audiences: []string{audience}, Roles: []string{"AzureEventGridSecureWebhookSubscriber"}, Authority: l.url}},
+		"entra": {Entra: &auth.Entra{Tenant: tenant, Audiences: []string{audience}, Roles: []string{"AzureEventGridSecureWebhookSubscriber"}, Authority: l.URL}},
 		"hmac":  {HMAC: &auth.HMAC{Preset: auth.PresetGitHub, Secrets: []secret.String{secret.New(hmacSecret)}}},
 	}
 	all := []auth.Method{{Key: secret.New(key)}}
@@ -144,7 +86,7 @@ func guarded(l *login) ingress.Config {
 // TestMethods: each lets in who has what it asks for, and nobody else, on its
 // own source and on the one that takes any; nothing shows what was sent.
 func TestMethods(t *testing.T) {
-	l := newLogin(t)
+	l := authtest.NewLogin(t)
 	e := newEdge(t, brokertest.New(t), guarded(l))
 	other, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -175,13 +117,13 @@ func TestMethods(t *testing.T) {
 		}, false},
 		{"SAS key instead of a token", "sas", func(string, string) map[string]string { return map[string]string{"aeg-sas-key": sasKey} }, false},
 		{"Entra", "entra", func(string, string) map[string]string {
-			return map[string]string{"Authorization": "Bearer " + l.token(t, l.key, audience)}
+			return map[string]string{"Authorization": bearer(t, l, l.Key, audience)}
 		}, true},
 		{"Entra, for another audience", "entra", func(string, string) map[string]string {
-			return map[string]string{"Authorization": "Bearer " + l.token(t, l.key, "api://other")}
+			return map[string]string{"Authorization": bearer(t, l, l.Key, "api://other")}
 		}, false},
 		{"Entra, signed by somebody else", "entra", func(string, string) map[string]string {
-			return map[string]string{"Authorization": "Bearer " + l.token(t, other, audience)}
+			return map[string]string{"Authorization": bearer(t, l, other, audience)}
 		}, false},
 		{"no token at all", "entra", func(string, string) map[string]string {
 			return map[string]string{"Authorization": "Bearer " + canary}
@@ -222,7 +164,7 @@ func TestMethods(t *testing.T) {
 	// What is kept of a request in quarantine holds no credentials either.
 	for source, header := range map[string]map[string]string{
 		"sas":   {"aeg-sas-token": sasToken("https://gridfan.example/ingress/sas", sasKey, end)},
-		"entra": {"Authorization": "Bearer " + l.token(t, l.key, audience)},
+		"entra": {"Authorization": bearer(t, l, l.Key, audience)},
 		"hmac":  {"X-Hub-Signature-256": githubSignature(hmacSecret, "no JSON")},
 	} {
 		if a := e.do(request{path: "/ingress/" + source, header: header, body: text("no JSON")}); a.status != http.StatusOK || a.field(t, "quarantined") != 1.0 {
@@ -244,7 +186,7 @@ func TestMethods(t *testing.T) {
 // TestSignatureOverGzip is made over the body as it came, before it is
 // unpacked.
 func TestSignatureOverGzip(t *testing.T) {
-	e := newEdge(t, brokertest.New(t), guarded(newLogin(t)))
+	e := newEdge(t, brokertest.New(t), guarded(authtest.NewLogin(t)))
 	packed := gzipped(good("hz"))
 	for signed, status := range map[string]int{packed: 200, good("hz"): 401} {
 		a := e.do(request{path: "/ingress/hmac", header: map[string]string{
@@ -259,12 +201,12 @@ func TestSignatureOverGzip(t *testing.T) {
 // TestKeyServerAway: who may be right is asked to come back, who has a key
 // needs no key server, and who shows nothing is refused.
 func TestKeyServerAway(t *testing.T) {
-	l := newLogin(t)
-	l.away.Store(true)
+	l := authtest.NewLogin(t)
+	l.Away.Store(true)
 	e := newEdge(t, brokertest.New(t), guarded(l))
-	bearer := map[string]string{"Authorization": "Bearer " + l.token(t, l.key, audience)}
+	sent := map[string]string{"Authorization": bearer(t, l, l.Key, audience)}
 	for _, source := range []string{"entra", "all"} {
-		a := e.do(request{path: "/ingress/" + source, header: bearer, body: text(good("j1"))})
+		a := e.do(request{path: "/ingress/" + source, header: sent, body: text(good("j1"))})
 		a.wantError(t, 503, "cannot-authenticate")
 		if after, err := strconv.Atoi(a.header.Get("Retry-After")); err != nil || after < 1 || after > 60 {
 			t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
@@ -289,7 +231,7 @@ func (b untouched) Read([]byte) (int, error) {
 
 // TestStrangersBody is not read: megabytes of it cost nothing.
 func TestStrangersBody(t *testing.T) {
-	l := newLogin(t)
+	l := authtest.NewLogin(t)
 	e := newEdge(t, brokertest.New(t), guarded(l))
 	for _, tt := range []struct {
 		path, name, value string
@@ -298,7 +240,7 @@ func TestStrangersBody(t *testing.T) {
 		{"/ingress/shop", "aeg-sas-key", canary, 401},
 		{"/ingress/shop", "X-Hub-Signature-256", githubSignature(hmacSecret, ""), 401},
 		{"/ingress/sas", "aeg-sas-token", "r=x&e=y&s=z", 401},
-		{"/ingress/entra", "Authorization", "Bearer " + l.token(t, l.key, "api://other"), 401},
+		{"/ingress/entra", "Authorization", bearer(t, l, l.Key, "api://other"), 401},
 		{"/ingress/hmac", "aeg-sas-key", canary, 401}, // no signature, so nothing to compare it with
 		{"/ingress/all", "aeg-sas-key", canary, 401},
 		{"/topics/shop:publish", "Authorization", "SharedAccessKey " + canary, 401},

@@ -40,8 +40,13 @@ func fetching(name, more string) string {
 // secured runs gridfan with TLS, and gives a client that trusts it.
 func secured(t *testing.T, parts ...string) (*gridfan, *http.Client) {
 	t.Helper()
+	return securedLogging(t, slog.DiscardHandler, parts...)
+}
+
+func securedLogging(t *testing.T, log slog.Handler, parts ...string) (*gridfan, *http.Client) {
+	t.Helper()
 	ca := newAuthority(t)
-	g := &gridfan{t: t, dir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
+	g := &gridfan{t: t, dir: t.TempDir(), log: slog.New(log)}
 	t.Cleanup(g.stop)
 	cfg := parse(t, g.dir, parts...)
 	files := ca.files(t.TempDir(), "gridfan")
