@@ -12,6 +12,8 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
+
+	"github.com/gridfan/gridfan/infra/secret"
 )
 
 // defaultScope is the suffix by which Entra gives a token for all that the identity
@@ -36,14 +38,14 @@ func clientOptions(x *exchange) azcore.ClientOptions {
 // that is, the process's environment says (IDENTITY_ENDPOINT and the like), and
 // otherwise it is the instance metadata service.
 func fetchManaged(ctx context.Context, m *ManagedIdentity, base http.RoundTripper, scope string) (string, time.Time, error) {
-	x := &exchange{base: base, hide: hider([]string{os.Getenv("IDENTITY_HEADER"), os.Getenv("MSI_SECRET")})}
+	x := &exchange{base: base, hide: secret.NewVeil(os.Getenv("IDENTITY_HEADER"), os.Getenv("MSI_SECRET"))}
 	opts := &azidentity.ManagedIdentityCredentialOptions{ClientOptions: clientOptions(x)}
 	if m.ClientID != "" {
 		opts.ID = azidentity.ClientID(m.ClientID)
 	}
 	cred, err := azidentity.NewManagedIdentityCredential(opts)
 	if err != nil {
-		return "", time.Time{}, x.failure(ctx, "this machine's managed identity cannot be used: "+x.printable(err.Error()))
+		return "", time.Time{}, x.failure(ctx, "this machine's managed identity cannot be used: "+x.hide.Printable(err.Error(), maxWords))
 	}
 	// Claims of any kind make the library pass its own cache by, which all
 	// credentials of the process share (MSAL for Go 1.10.1).
@@ -54,7 +56,7 @@ func fetchManaged(ctx context.Context, m *ManagedIdentity, base http.RoundTrippe
 // of its own, because that keeps tokens longer than we want to use them.
 func fetchWorkload(ctx context.Context, w *WorkloadIdentity, base http.RoundTripper, scope string) (string, time.Time, error) {
 	pod, _ := readFile(os.Getenv("AZURE_FEDERATED_TOKEN_FILE")) // the credential says what is wrong with it
-	x := &exchange{base: base, hide: hider([]string{strings.TrimSpace(string(pod))})}
+	x := &exchange{base: base, hide: secret.NewVeil(strings.TrimSpace(string(pod)))}
 	cred, err := azidentity.NewWorkloadIdentityCredential(&azidentity.WorkloadIdentityCredentialOptions{
 		ClientOptions: clientOptions(x), ClientID: w.ClientID, TenantID: w.Tenant,
 		// The authority is the pod's environment's: there is nobody to ask whether
@@ -62,7 +64,7 @@ func fetchWorkload(ctx context.Context, w *WorkloadIdentity, base http.RoundTrip
 		DisableInstanceDiscovery: true,
 	})
 	if err != nil {
-		return "", time.Time{}, x.failure(ctx, "this pod has no workload identity: "+x.printable(err.Error()))
+		return "", time.Time{}, x.failure(ctx, "this pod has no workload identity: "+x.hide.Printable(err.Error(), maxWords))
 	}
 	return azureToken(ctx, x, cred, policy.TokenRequestOptions{Scopes: []string{withDefault(scope)}}, "the service account's token cannot be read")
 }
@@ -70,7 +72,7 @@ func fetchWorkload(ctx context.Context, w *WorkloadIdentity, base http.RoundTrip
 // fetchFound asks whatever DefaultAzureCredential finds: the environment, the pod's or
 // the machine's identity, and the tools that a developer is signed in with.
 func fetchFound(ctx context.Context, base http.RoundTripper, scope string) (string, time.Time, error) {
-	x := &exchange{base: base, hide: hider([]string{os.Getenv("AZURE_CLIENT_SECRET"), os.Getenv("IDENTITY_HEADER"), os.Getenv("MSI_SECRET")})}
+	x := &exchange{base: base, hide: secret.NewVeil(os.Getenv("AZURE_CLIENT_SECRET"), os.Getenv("IDENTITY_HEADER"), os.Getenv("MSI_SECRET"))}
 	const none = "nothing that DefaultAzureCredential of the Azure SDK tries has a token here"
 	cred, err := azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{ClientOptions: clientOptions(x)})
 	if err != nil {

@@ -4,21 +4,18 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"html"
 	"io"
 	"net"
 	"net/http"
-	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
-	"unicode"
-	"unicode/utf8"
+
+	"github.com/gridfan/gridfan/infra/retryafter"
+	"github.com/gridfan/gridfan/infra/secret"
 )
 
 const (
@@ -39,7 +36,7 @@ const (
 // none of their words is used.
 type exchange struct {
 	base http.RoundTripper
-	hide *strings.Replacer // nil: nothing to hide
+	hide *secret.Veil // of what is ours
 
 	host    string // that was asked last
 	status  int    // of the last answer; 0: none
@@ -86,8 +83,8 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		resp.Header.Set("Content-Type", "application/json")
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 || bytes.Contains(body, []byte(`"error"`)) {
-		x.words = x.printable(serverWords(body))
-		x.wait = retryAfter(resp.Header.Get("Retry-After"), time.Now())
+		x.words = x.hide.Printable(serverWords(body), maxWords)
+		x.wait = retryafter.Parse(resp.Header.Get("Retry-After"), time.Now())
 	}
 	return resp, nil
 }
@@ -177,13 +174,13 @@ func (x *exchange) transportWords(err error) string {
 	}
 	for _, prefix := range []string{"x509: ", "tls: "} {
 		if _, rest, ok := strings.Cut(text, prefix); ok {
-			return "TLS: " + x.printable(rest)
+			return "TLS: " + x.hide.Printable(rest, maxWords)
 		}
 	}
 	if strings.Contains(text, "://") {
 		return "the request could not be sent"
 	}
-	return x.printable(text)
+	return x.hide.Printable(text, maxWords)
 }
 
 // checkToken says what keeps a token from being sent; empty for nothing.
@@ -199,69 +196,4 @@ func checkToken(value, kind string) string {
 		return "its token has characters that no token has"
 	}
 	return ""
-}
-
-// retryAfter reads both forms of the header (RFC 9110 §10.2.3).
-func retryAfter(v string, now time.Time) time.Duration {
-	if n, err := strconv.ParseUint(v, 10, 31); err == nil {
-		return time.Duration(n) * time.Second
-	}
-	if at, err := http.ParseTime(v); err == nil && at.After(now) {
-		return at.Sub(now)
-	}
-	return 0
-}
-
-// printable makes foreign text fit for a log line: without our secrets, valid
-// UTF-8, on one line, of at most maxWords bytes.
-func (x *exchange) printable(text string) string {
-	if x.hide != nil {
-		text = x.hide.Replace(text)
-	}
-	b := make([]byte, 0, maxWords)
-	for _, r := range text {
-		if unicode.IsSpace(r) {
-			if len(b) == 0 || b[len(b)-1] == ' ' {
-				continue
-			}
-			r = ' '
-		} else if !unicode.IsPrint(r) {
-			r = utf8.RuneError
-		}
-		if len(b)+utf8.RuneLen(r) > maxWords {
-			break
-		}
-		b = utf8.AppendRune(b, r)
-	}
-	return strings.TrimRight(string(b), " ")
-}
-
-// hider replaces secrets in every form in which an answer may quote them. Nil for
-// none.
-func hider(secrets []string) *strings.Replacer {
-	var forms []string
-	for _, s := range secrets {
-		for _, form := range []string{s, url.QueryEscape(s), url.PathEscape(s), html.EscapeString(s), base64.StdEncoding.EncodeToString([]byte(s))} {
-			// Something shorter is no secret, and would tear holes into every text.
-			if len(form) >= 4 {
-				forms = append(forms, form)
-			}
-		}
-	}
-	// The first that matches at a place wins: longer ones go first.
-	slices.SortFunc(forms, func(a, b string) int {
-		if len(a) != len(b) {
-			return len(b) - len(a)
-		}
-		return strings.Compare(a, b)
-	})
-	forms = slices.Compact(forms)
-	if forms == nil {
-		return nil
-	}
-	pairs := make([]string, 0, 2*len(forms))
-	for _, form := range forms {
-		pairs = append(pairs, form, string(hidden))
-	}
-	return strings.NewReplacer(pairs...)
 }

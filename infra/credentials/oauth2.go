@@ -20,6 +20,8 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 	"golang.org/x/oauth2"
 	"golang.org/x/oauth2/clientcredentials"
+
+	"github.com/gridfan/gridfan/infra/secret"
 )
 
 // assertionLife is how long an assertion is valid: Entra wants five to ten minutes
@@ -32,7 +34,7 @@ const assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
 // fetchOAuth2 asks o's token server once. An empty scope means that of o.
 func fetchOAuth2(ctx context.Context, o *OAuth2, base http.RoundTripper, scope string) (string, time.Time, error) {
-	x := &exchange{base: base, hide: hider((&Auth{OAuth2: o}).Secrets())}
+	x := &exchange{base: base, hide: secret.NewVeil((&Auth{OAuth2: o}).Secrets()...)}
 	cfg := clientcredentials.Config{
 		ClientID: o.ClientID, ClientSecret: string(o.ClientSecret), TokenURL: o.TokenURL,
 		Scopes: strings.Fields(scope), EndpointParams: url.Values{}, AuthStyle: oauth2.AuthStyleInHeader,
@@ -59,7 +61,7 @@ func fetchOAuth2(ctx context.Context, o *OAuth2, base http.RoundTripper, scope s
 	if assertion != "" {
 		cfg.EndpointParams.Set("client_assertion_type", assertionType)
 		cfg.EndpointParams.Set("client_assertion", assertion)
-		x.hide = hider(append((&Auth{OAuth2: o}).Secrets(), assertion))
+		x.hide = secret.NewVeil(append((&Auth{OAuth2: o}).Secrets(), assertion)...)
 	}
 	t, err := cfg.Token(context.WithValue(ctx, oauth2.HTTPClient, x.client()))
 	if err != nil {

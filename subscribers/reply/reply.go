@@ -7,25 +7,20 @@ package reply
 import (
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"errors"
-	"html"
 	"io"
-	"maps"
-	"math"
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/infra/egress"
+	"github.com/gridfan/gridfan/infra/retryafter"
+	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
 
@@ -71,7 +66,7 @@ func (s *Secrets) Judge(status int, header http.Header, body []byte) deliver.Att
 		}
 	}
 	if a.Outcome == deliver.Failed {
-		a.RetryAfter = retryAfter(header.Get("Retry-After"), time.Now())
+		a.RetryAfter = retryafter.Parse(header.Get("Retry-After"), time.Now())
 	}
 	a.Reason = words
 	if text := s.Printable(string(body), maxExcerpt); text != "" {
@@ -91,24 +86,6 @@ func (s *Secrets) location(header http.Header) string {
 		return ""
 	}
 	return " (this one leads to " + s.Printable(u.Host, 256) + ")"
-}
-
-// retryAfter reads both forms of the header (RFC 9110 §10.2.3), 0 for what is
-// neither or lies in the past.
-func retryAfter(s string, now time.Time) time.Duration {
-	if s != "" && strings.Trim(s, "0123456789") == "" {
-		const most = int64(math.MaxInt64 / time.Second)
-		n, err := strconv.ParseInt(s, 10, 64)
-		if err != nil || n > most {
-			n = most
-		}
-		return time.Duration(n) * time.Second
-	}
-	t, err := http.ParseTime(s)
-	if err != nil {
-		return 0
-	}
-	return max(t.Sub(now), 0)
 }
 
 // NoAnswer turns the lack of an answer into an Attempt that took so long. It is
@@ -206,73 +183,11 @@ func roundOff(d time.Duration) string {
 	return d.Round(time.Millisecond).String()
 }
 
-// Secrets strikes a Sender's secrets out of foreign text. The zero value knows none.
-type Secrets struct {
-	replacer *strings.Replacer
-	more     *Secrets
-}
+// Secrets are a Sender's, which are struck out of foreign text.
+type Secrets struct{ *secret.Veil }
+
+// Hide makes Secrets of texts.
+func Hide(texts ...string) *Secrets { return &Secrets{secret.NewVeil(texts...)} }
 
 // And adds texts that are secret for a while.
-func (s *Secrets) And(texts ...string) *Secrets {
-	more := Hide(texts...)
-	more.more = s
-	return more
-}
-
-// Hide makes Secrets of texts, in every form in which an answer may quote them.
-func Hide(texts ...string) *Secrets {
-	found := map[string]bool{}
-	for _, s := range texts {
-		decoded, err := base64.StdEncoding.DecodeString(s)
-		forms := []string{s, url.QueryEscape(s), url.PathEscape(s), html.EscapeString(s), strings.TrimRight(s, "="), base64.StdEncoding.EncodeToString([]byte(s))}
-		if err == nil {
-			forms = append(forms, string(decoded))
-		}
-		for _, form := range forms {
-			if len(form) >= 4 { // something shorter would tear holes into every text
-				found[form] = true
-			}
-		}
-	}
-	// The first that matches at a place wins: longer ones go first.
-	forms := slices.SortedFunc(maps.Keys(found), func(a, b string) int {
-		if len(a) != len(b) {
-			return len(b) - len(a)
-		}
-		return strings.Compare(a, b)
-	})
-	if len(forms) == 0 {
-		return &Secrets{}
-	}
-	var pairs []string
-	for _, form := range forms {
-		pairs = append(pairs, form, "<redacted>")
-	}
-	return &Secrets{replacer: strings.NewReplacer(pairs...)}
-}
-
-// Printable makes foreign text fit for a log line: without secrets, valid UTF-8, no
-// control or formatting characters, on one line, of at most n bytes.
-func (s *Secrets) Printable(text string, n int) string {
-	for ; s != nil; s = s.more {
-		if s.replacer != nil {
-			text = s.replacer.Replace(text)
-		}
-	}
-	b := make([]byte, 0, min(len(text), n))
-	for _, r := range text {
-		if unicode.IsSpace(r) {
-			if len(b) == 0 || b[len(b)-1] == ' ' {
-				continue
-			}
-			r = ' '
-		} else if !unicode.IsPrint(r) {
-			r = utf8.RuneError
-		}
-		if len(b)+utf8.RuneLen(r) > n {
-			break
-		}
-		b = utf8.AppendRune(b, r)
-	}
-	return strings.TrimRight(string(b), " ")
-}
+func (s *Secrets) And(texts ...string) *Secrets { return &Secrets{s.Veil.And(texts...)} }

@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"maps"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -75,9 +76,7 @@ func (l *Login) Token(t testing.TB, key *rsa.PrivateKey, audience string, claims
 		"iss": l.URL + "/" + Tenant + "/v2.0", "aud": audience, "tid": Tenant, "ver": "2.0",
 		"iat": now - 300, "nbf": now - 300, "exp": now + 3600,
 	}
-	for name, value := range claims {
-		all[name] = value
-	}
+	maps.Copy(all, claims)
 	part := func(v any) string {
 		b, err := json.Marshal(v)
 		if err != nil {
