@@ -78,6 +78,8 @@ type Lender interface {
 // Lock is the right to settle an event.
 type Lock struct {
 	Token string
+	// Sequence is the event's place among all events.
+	Sequence uint64
 	// Count is how often the event was handed out, this time included.
 	Count int
 	Until time.Time
@@ -186,7 +188,7 @@ func (w *worker) lend(d *delivery) {
 	}
 	lasts, _ := w.lender.Terms()
 	now := time.Now().UTC()
-	l := &Lock{Count: d.attempts + 1, Until: now.Add(lasts)}
+	l := &Lock{Sequence: d.origin.sequence, Count: d.attempts + 1, Until: now.Add(lasts)}
 	t := token{mark: w.mark(), sequence: d.origin.sequence, hop: d.hop() + 1}
 	_, _ = rand.Read(t.secret[:]) // it never fails
 	l.Token = t.String()

@@ -1,9 +1,11 @@
 package pull
 
 import (
+	"cmp"
 	"container/list"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -379,5 +381,7 @@ func (r *receiver) take(now bool) (items []Item, done bool) {
 		return nil, false
 	}
 	items, r.items = r.items, nil
+	// They were locked side by side; within an answer they are in order again.
+	slices.SortFunc(items, func(a, b Item) int { return cmp.Compare(a.Sequence, b.Sequence) })
 	return items, true
 }

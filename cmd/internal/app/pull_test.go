@@ -229,6 +229,20 @@ func TestPullStockClient(t *testing.T) {
 		t.Errorf("steps of an event whose locks ran out: %q, want %q", outcomes, want)
 	}
 
+	// What is in one answer is in order.
+	var posted []string
+	for n := range 40 {
+		posted = append(posted, fmt.Sprintf("ROW%02d", n))
+	}
+	secureAccept(posted...)
+	for left := len(posted); left > 0; {
+		row := take(t, r, left)
+		if !slices.IsSortedFunc(row, func(a, b heldEvent) int { return strings.Compare(a.id, b.id) }) {
+			t.Errorf("an answer out of order: %+v", row)
+		}
+		left -= len(row)
+	}
+
 	// Who may not gets nothing, and no hint.
 	for key, want := range map[string]int{otherKey: http.StatusUnauthorized, "": http.StatusUnauthorized} {
 		_, err := receiver(t, url, "reader", key, c).ReceiveEvents(t.Context(), nil)
