@@ -130,12 +130,7 @@ func (d *decoder) pull(v *value) *pull.Config {
 		MaxDeliveryCount: d.integer(v.get("maxDeliveryCount")),
 		Overlap:          d.duration(v.get("overlap")),
 	}
-	switch {
-	case v.kind == boolean && v.text == "true":
-		return p
-	case v.kind != mapping:
-		// It may be a key: it is not repeated.
-		d.problem(v.at, v.path, `want true, or { keys: [ "${env:NAME}" ] }`)
+	if !d.mappingOrTrue(v, `{ keys: [ "${env:NAME}" ] }`) {
 		return p
 	}
 	for _, key := range d.secrets(v.get("keys")) {
@@ -153,10 +148,17 @@ func (d *decoder) pull(v *value) *pull.Config {
 	return p
 }
 
-// native reads a mapping, which may be empty.
+// mappingOrTrue says whether v is a mapping, which like says how to write. What is
+// neither one nor true is a problem; it may be a key, and is not repeated.
+func (d *decoder) mappingOrTrue(v *value, like string) bool {
+	if v.kind != mapping && (v.kind != boolean || v.text != "true") {
+		d.problem(v.at, v.path, "want true, or %s", like)
+	}
+	return v.kind == mapping
+}
+
 func (d *decoder) native(v *value) *native.Config {
-	if v.kind != mapping {
-		d.problem(v.at, v.path, "want { } or a mapping with some of: keys, overlap, ackWait, maxDeliver, maxAckPending")
+	if !d.mappingOrTrue(v, "a mapping with some of: keys, overlap, ackWait, maxDeliver, maxAckPending") {
 		return &native.Config{}
 	}
 	return &native.Config{
