@@ -179,8 +179,9 @@ func TestFloods(t *testing.T) {
 	}
 	t.Run("early hints, HTTP/2", func(t *testing.T) {
 		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			// Once: the server writes hints while this goes on.
+			w.Header().Set("Link", "</"+strings.Repeat("a", 1000)+">")
 			for r.Context().Err() == nil {
-				w.Header().Set("Link", "</"+strings.Repeat("a", 1000)+">")
 				w.WriteHeader(http.StatusEarlyHints)
 			}
 		}))
