@@ -82,9 +82,14 @@ var table = []row{
 		why: "rawjson reads JSON, whatever it is about",
 	},
 	{
-		from: []string{"./router/..."}, exceptFrom: []string{"./router/publish"},
+		from: []string{"./router/..."}, exceptFrom: []string{"./router/publish", "./router/poll/request", "./router/poll/odata/...", "./router/poll/delta"},
 		to: []string{"./router/..."}, exceptTo: []string{"./router/publish", "./router/auth"}, tests: true,
 		why: "ways in share nothing but publish, the one way to the stream, and auth, who may use them",
+	},
+	{
+		from: []string{"./router/poll/request", "./router/poll/odata/...", "./router/poll/delta"},
+		to:   []string{"./router/..."}, exceptTo: []string{"./router/poll", "./router/poll/request", "./router/poll/odata/odatatest"}, tests: true,
+		why: "who reads a source knows what the loop wants of it and how to ask over HTTP, and no other way in",
 	},
 	{
 		from: []string{"./router/auth"}, to: []string{"./router/..."}, tests: true,
