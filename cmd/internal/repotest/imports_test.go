@@ -77,9 +77,18 @@ var table = []row{
 		why: "rawjson reads JSON, whatever it is about",
 	},
 	{
-		from: []string{"./router/..."}, exceptFrom: []string{"./router/publish"},
+		from: []string{"./router/..."}, exceptFrom: []string{"./router/publish", "./router/poll/sqlrows"},
 		to: []string{"./router/..."}, exceptTo: []string{"./router/publish", "./router/auth"}, tests: true,
 		why: "ways in share nothing but publish, the one way to the stream, and auth, who may use them",
+	},
+	{
+		from: []string{"./router/poll/sqlrows"}, to: []string{"./router/..."}, exceptTo: []string{"./router/poll"}, tests: true,
+		why: "a Fetcher knows what poll wants of it, and neither another source nor where rows go",
+	},
+	{
+		from: []string{"./..."}, exceptFrom: []string{"./router/poll/sqlrows"},
+		to: []string{"database/sql/...", "github.com/jackc/...", "github.com/microsoft/go-mssqldb/..."}, tests: true,
+		why: "databases are asked in one place, where queries are bounded and nothing secret gets into an error",
 	},
 	{
 		from: []string{"./router/auth"}, to: []string{"./router/..."}, tests: true,
