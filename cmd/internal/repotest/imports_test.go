@@ -82,7 +82,7 @@ var table = []row{
 		why: "rawjson reads JSON, whatever it is about",
 	},
 	{
-		from: []string{"./router/..."}, exceptFrom: []string{"./router/publish", "./router/poll/request", "./router/poll/odata/...", "./router/poll/delta"},
+		from: []string{"./router/..."}, exceptFrom: []string{"./router/publish", "./router/poll/request", "./router/poll/odata/...", "./router/poll/delta", "./router/poll/sqlrows"},
 		to: []string{"./router/..."}, exceptTo: []string{"./router/publish", "./router/auth"}, tests: true,
 		why: "ways in share nothing but publish, the one way to the stream, and auth, who may use them",
 	},
@@ -90,6 +90,15 @@ var table = []row{
 		from: []string{"./router/poll/request", "./router/poll/odata/...", "./router/poll/delta"},
 		to:   []string{"./router/..."}, exceptTo: []string{"./router/poll", "./router/poll/request", "./router/poll/odata/odatatest"}, tests: true,
 		why: "who reads a source knows what the loop wants of it and how to ask over HTTP, and no other way in",
+	},
+	{
+		from: []string{"./router/poll/sqlrows"}, to: []string{"./router/..."}, exceptTo: []string{"./router/poll"}, tests: true,
+		why: "a Fetcher knows what poll wants of it, and neither another source nor where rows go",
+	},
+	{
+		from: []string{"./..."}, exceptFrom: []string{"./router/poll/sqlrows"},
+		to: []string{"database/sql/...", "github.com/jackc/...", "github.com/microsoft/go-mssqldb/..."}, tests: true,
+		why: "databases are asked in one place, where queries are bounded and nothing secret gets into an error",
 	},
 	{
 		from: []string{"./router/auth"}, to: []string{"./router/..."}, tests: true,
