@@ -20,6 +20,9 @@ type Row struct {
 	// Ordered says that Version is a whole number in decimal that grows with each
 	// change of a row.
 	Ordered bool
+	// ByContent says that Version only tells changes apart, because a reading of all
+	// rows does not have it: whether a row is what it was, its content tells.
+	ByContent bool
 	// Created and Modified are when; zero for unknown.
 	Created, Modified time.Time
 	// Data is the row as the source sent it, a JSON object. Nil for a deleted row
