@@ -449,11 +449,15 @@ func local(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// Host is where the database is, with its port; empty unless c is valid.
+// Host is where the database is, with its port if the DSN has one; empty unless c is
+// valid.
 func (c Config) Host() string {
 	a, err := c.address()
 	if err != nil {
 		return ""
+	}
+	if a.port == 0 { // the driver's default, or what the browser of an instance says
+		return a.host
 	}
 	return net.JoinHostPort(a.host, strconv.Itoa(int(a.port)))
 }
