@@ -27,6 +27,7 @@ type row struct {
 	Deleted           bool
 	Version           string
 	Ordered           bool
+	ByContent         bool
 	Created, Modified time.Time
 	Data              json.RawMessage
 }

@@ -33,7 +33,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gridfan/gridfan/infra/credentials"
+	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/poll/request"
 	"github.com/gridfan/gridfan/schemas/custom"
@@ -48,7 +48,7 @@ type Fetcher struct {
 	hash    string
 	queries *queries
 	client  *request.Client
-	words   credentials.Words
+	words   *secret.Veil
 }
 
 var _ poll.Fetcher = (*Fetcher)(nil)
@@ -63,7 +63,7 @@ func New(cfg Config, opts request.Options) (*Fetcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Fetcher{cfg: cfg, hash: cfg.hash(), queries: q, client: client, words: credentials.Hiding(cfg.secrets()...)}, nil
+	return &Fetcher{cfg: cfg, hash: cfg.hash(), queries: q, client: client, words: secret.NewVeil(cfg.secrets()...)}, nil
 }
 
 // Close ends connections.
