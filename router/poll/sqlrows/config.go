@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	_ "time/tzdata" // a container without zones has none that table.timezone could name
 	"unicode"
 	"unicode/utf8"
 
