@@ -472,9 +472,7 @@ func (c Config) Identity() string {
 	}
 	user := a.user
 	if c.Auth != nil {
-		for _, m := range c.Auth.Methods() {
-			user += "(" + string(m) + ")"
-		}
+		user += fmt.Sprint(c.Auth.Methods())
 	}
 	return fmt.Sprintf("%s://%s@%s/%s", c.Driver, user, c.Host(), a.database)
 }
