@@ -142,8 +142,8 @@ func number(s string) bool {
 // The spellings of times: PostgreSQL's with a blank and an offset of whole hours, and
 // SQL Server's.
 var (
-	stampLayouts = []string{"2006-01-02T15:04:05.999999999"}
-	zonedLayouts = []string{"2006-01-02T15:04:05.999999999Z07:00", "2006-01-02T15:04:05.999999999Z07", "2006-01-02T15:04:05.999999999Z07:00:00"}
+	stampLayout  = "2006-01-02T15:04:05.999999999"
+	zonedLayouts = []string{"2006-01-02T15:04:05.999999999Z07:00", "2006-01-02T15:04:05.999999999Z07"}
 )
 
 // parseTime reads a time as the database spells it. One without a zone is in zone.
@@ -152,7 +152,7 @@ func parseTime(s string, as form, zone *time.Location) (time.Time, error) {
 		s = s[:10] + "T" + s[11:]
 	}
 	if as == asStamp {
-		return time.ParseInLocation(stampLayouts[0], s, zone)
+		return time.ParseInLocation(stampLayout, s, zone)
 	}
 	var err error
 	for _, layout := range zonedLayouts {
