@@ -153,8 +153,11 @@ func TestKnownRowsAreTidiedUp(t *testing.T) {
 func TestNoRoomForKnownRows(t *testing.T) {
 	b := brokertest.OpenSmall(t, t.TempDir())
 	in := &inbox{}
-	tab := newTable("a", 100_000) // 1.9 MB of entries, and there are 1.3 for all
+	tab := newTable("a", 0)
 	tab.pageSize = 5000
+	for i := range 15_000 { // 1.7 MB of entries, and there are 1.3 for all
+		tab.write(fmt.Sprintf("%0100d", i))
+	}
 	p := startPoller(t, b, in.Publish, tab.source(fast))
 	waitFor(t, "the baseline", func() bool { return p.only(t).State == Polling })
 	if st := p.only(t); st.Known != -1 {

@@ -199,7 +199,7 @@ func (s *source) status(now time.Time) Status {
 		st.Progress = &p
 	}
 	if !s.holding {
-		st.State, st.Says = Starting, "no router has polled it yet"
+		st.State, st.Says = Starting, "no router polls it yet; one begins within seconds, or after a kill when its lease has ended"
 	}
 	st.age(now)
 	return st
