@@ -166,19 +166,22 @@ func newIndex(cfg Config, s Stream, log *slog.Logger, create func(string) (file,
 // Lookup says what the index knows of k.
 func (x *Index) Lookup(k Key) Seen { return x.table.lookup(k.tabled()) }
 
-// Add remembers that the event of k was stored under this sequence. To add it
-// again changes nothing, and an event that was stored twice counts from the
-// later time.
-func (x *Index) Add(sequence uint64, k Key, at time.Time) {
+// Add remembers that the event of k was stored under this sequence, and what else
+// it is known by. To add it again changes nothing, and an event that was stored
+// twice counts from the later time.
+func (x *Index) Add(sequence uint64, k Key, at time.Time, also ...Key) {
 	for {
 		old := x.highest.Load()
 		if old >= sequence || x.highest.CompareAndSwap(old, sequence) {
 			break
 		}
 	}
-	var room [2]entry
+	var room [4]entry
 	t := seconds(at)
 	entries := x.table.add(k.tabled(), t, room[:0])
+	for _, k := range also {
+		entries = x.table.add(k.tabled(), t, entries)
+	}
 
 	x.mu.Lock()
 	defer x.mu.Unlock()

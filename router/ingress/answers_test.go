@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/infra/broker/brokertest"
 )
 
 // TestAnswers is the table of answers: what came, and what its sender is told.
@@ -82,6 +83,24 @@ func TestUnknownSourceDuringRollout(t *testing.T) {
 	young.do(request{method: "OPTIONS", path: "/ingress/nobody"}).wantError(t, 503, "unknown-source")
 	e.do(request{path: "/ingress/nobody", body: text(good("r2"))}).wantError(t, 404, "unknown-source")
 	young.works()
+}
+
+// TestSourceThatIsNotPushed tells who pushes to a source that gridfan asks itself
+// what is the matter, and stores nothing.
+func TestSourceThatIsNotPushed(t *testing.T) {
+	cfg := config()
+	cfg.Pulled = []string{"erp"}
+	e := newEdge(t, brokertest.New(t), cfg)
+	cfg.Since = time.Now()
+	young := newEdge(t, e.broker, cfg)
+	for _, r := range []request{{path: "/ingress/erp", body: text(good("p1"))}, {method: "OPTIONS", path: "/ingress/erp"}, {path: "/topics/erp:publish", body: text(good("p2"))}} {
+		young.do(r).wantError(t, 503, "source-not-pushed")
+		e.do(r).wantError(t, 404, "source-not-pushed")
+	}
+	e.works()
+	if n := len(e.stored(broker.StreamEvents)); n != 1 {
+		t.Errorf("%d events are stored, want the one that was pushed elsewhere", n)
+	}
 }
 
 // TestKeys lets nobody in with a wrong key, and shows none to anybody.

@@ -19,6 +19,9 @@ import (
 // Config is what the public listener serves.
 type Config struct {
 	Sources []Source
+	// Pulled are the names of sources that gridfan itself asks. Nothing is taken
+	// from who pushes to one of them; a sender is told why.
+	Pulled []string
 
 	// TrustedProxies are networks whose X-Forwarded-For is believed.
 	TrustedProxies []netip.Prefix

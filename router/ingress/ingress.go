@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -220,13 +221,21 @@ func (r *recorder) WriteHeader(code int) {
 
 // find looks a request's source up.
 func (in *Ingress) find(r *http.Request) (*source, error) {
-	s := in.sources[mux.Vars(r)["source"]]
+	name := mux.Vars(r)["source"]
+	s := in.sources[name]
 	if s != nil {
 		return s, nil
 	}
+	pulled := slices.Contains(in.cfg.Pulled, name)
 	if since := time.Since(in.cfg.Since); since < RolloutGrace {
 		// Its configuration may be on its way; a 404 would be final.
+		if pulled {
+			return nil, retryLater("source-not-pushed", "gridfan asks this source itself; send it again if that is about to change", 30*time.Second)
+		}
 		return nil, retryLater("unknown-source", "no source of this name is configured yet", 30*time.Second)
+	}
+	if pulled {
+		return nil, refuse(http.StatusNotFound, "source-not-pushed", "gridfan asks this source itself and takes nothing that is pushed to it; its pattern would have to be push or hybrid")
 	}
 	return nil, refuse(http.StatusNotFound, "unknown-source", "no source of this name is configured")
 }

@@ -207,5 +207,5 @@ func (x *index) take(sequence uint64, h nats.Header, at time.Time) {
 		x.Cover(sequence) // not one of ours
 		return
 	}
-	x.Add(sequence, dedup.KeyOf(id, digest), at)
+	x.known(sequence, dedup.KeyOf(id, digest), h.Get(headerMatch), at)
 }

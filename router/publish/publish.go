@@ -249,7 +249,7 @@ func (p *Publisher) publish(ctx context.Context, t *target, o Origin, results []
 	for i := range stored {
 		w := &stored[i]
 		if w.sequence != 0 && t == p.main {
-			p.index.Add(w.sequence, w.key, o.Accepted)
+			p.index.known(w.sequence, w.key, w.match, o.Accepted)
 		}
 	}
 	return stored, nil
@@ -332,6 +332,12 @@ func (p *Publisher) prepare(t *target, o Origin, r *event.Result, w *outgoing) e
 		w.kept = w.late
 		return nil
 	}
+	own, other := match(o, r.Event)
+	if other != "" && p.index.Lookup(dedup.KeyOf(other, "")) == dedup.Same {
+		w.status = Duplicate
+		return nil
+	}
+	w.match = own
 	w.event = stamp(r.Event, o)
 	if seen == dedup.Reused {
 		w.rename()

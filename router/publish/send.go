@@ -25,6 +25,9 @@ const (
 	// headerIdentity is the identity that the Msg-Id of another event has
 	// already.
 	headerIdentity = "Gridfan-Identity"
+	// headerMatch is what the same change is found by that comes the other way;
+	// see match.
+	headerMatch = "Gridfan-Match"
 )
 
 // deliveryHeaderRoom is more than the headers that a retry or a dead letter adds
@@ -43,6 +46,7 @@ type outgoing struct {
 	// Of an event, not of an entry in quarantine:
 	event    *event.Event // nil until needed for one that comes from the spool
 	key      dedup.Key
+	match    string // empty for none
 	identity string
 	digest   string
 	renamed  bool
@@ -71,6 +75,39 @@ func identity(parts ...string) string {
 	return base64.RawURLEncoding.EncodeToString(h[:18])
 }
 
+// The two ways by which one change can come.
+const (
+	waySent = "sent" // by the source: pushed, or through a queue
+	waySeen = "seen" // by looking at the source: polled, reconciled
+)
+
+// match condenses what an event and the same change that comes the other way have
+// in common, as what is found by each: two rows of one version are one change if
+// one was sent and the other seen, but two that were sent may be two steps of it,
+// and two that were seen are told apart by their keys. Both are empty for an event
+// without a match key. The kind keeps senders of their own extensions from having
+// a say in what is polled.
+func match(o Origin, e *event.Event) (own, other string) {
+	key := e.Get(event.ExtMatchKey)
+	if key == "" {
+		return "", ""
+	}
+	way, opposite := waySent, waySeen
+	if o.Via == "poll" || o.Via == "reconcile" {
+		way, opposite = waySeen, waySent
+	}
+	return identity("match", way, o.Environment, o.Kind, key), identity("match", opposite, o.Environment, o.Kind, key)
+}
+
+// known is what the index remembers of what was stored.
+func (x *index) known(sequence uint64, k dedup.Key, match string, at time.Time) {
+	if match == "" {
+		x.Add(sequence, k, at)
+		return
+	}
+	x.Add(sequence, k, at, dedup.KeyOf(match, ""))
+}
+
 // rename gives a second, different event whose sender gave it the id of an
 // earlier one an id of its own, so that subscribers which dedupe on the id keep
 // both.
@@ -85,6 +122,9 @@ func (w *outgoing) rename() {
 func (w *outgoing) encode(subject string) {
 	header, body := w.event.Encode()
 	header[headerDigest] = []string{w.digest}
+	if w.match != "" {
+		header[headerMatch] = []string{w.match}
+	}
 	if w.renamed {
 		header[headerIdentity] = []string{w.identity}
 		header[headerMsgID] = []string{identity(w.identity, w.digest)}

@@ -288,7 +288,7 @@ func (s *spool) bring(ctx context.Context, msgs []jetstream.Msg) error {
 			if w.renamed = w.identity != ""; !w.renamed {
 				w.identity = h.Get(headerMsgID)
 			}
-			w.key = dedup.KeyOf(w.identity, w.digest)
+			w.key, w.match = dedup.KeyOf(w.identity, w.digest), h.Get(headerMatch)
 			// It was stored just before the broker went, and only its ack
 			// was lost.
 			if s.p.index.Lookup(w.key) == dedup.Same {
@@ -311,7 +311,7 @@ func (s *spool) bring(ctx context.Context, msgs []jetstream.Msg) error {
 	for i := range out {
 		w := &out[i]
 		if w.sequence != 0 {
-			s.p.index.Add(w.sequence, w.key, now)
+			s.p.index.known(w.sequence, w.key, w.match, now)
 		}
 		if w.msg != nil && (w.status == Duplicate || w.repeated) && !w.late {
 			s.repeated(msgs[i].Headers())
