@@ -328,6 +328,12 @@ func (q *Queue) settle(l *link, id uint32, as Settled, reason, description strin
 		return true
 	}
 	q.settled = append(q.settled, s)
+	q.end(h, as, reason, description)
+	return false
+}
+
+// end ends a lock. The caller holds the queue's.
+func (q *Queue) end(h *held, as Settled, reason, description string) {
 	switch as {
 	case Completed:
 		delete(q.locked, h.tag)
@@ -339,7 +345,6 @@ func (q *Queue) settle(l *link, id uint32, as Settled, reason, description strin
 		delete(q.locked, h.tag)
 		q.bury(h, reason, description)
 	}
-	return false
 }
 
 // leave forgets a link. What it had stays locked, as at the service, but for a
@@ -397,6 +402,34 @@ func (q *Queue) manage(request *amqp.Message) (value any, status int32, text str
 		}
 		q.renewals++
 		return map[string]any{"expiration": until}, 200, "OK"
+	case "com.microsoft:update-disposition":
+		// Asked for when the link that a message came by is gone.
+		tokens, _ := body["lock-tokens"].([]amqp.UUID)
+		as, ok := map[any]Settled{"completed": Completed, "abandoned": Abandoned, "suspended": DeadLettered}[body["disposition-status"]]
+		if !ok {
+			return nil, 400, "There is no such disposition."
+		}
+		for _, t := range tokens {
+			var h *held
+			for _, o := range q.locked {
+				if token(o.tag) == t {
+					h = o
+				}
+			}
+			if h == nil {
+				q.settled = append(q.settled, Settlement{As: as, Lost: true})
+				return nil, 410, "The lock supplied is invalid."
+			}
+			reason, _ := body["deadletter-reason"].(string)
+			description, _ := body["deadletter-description"].(string)
+			var id any
+			if p := h.message.Properties; p != nil {
+				id = p.MessageID
+			}
+			q.settled = append(q.settled, Settlement{MessageID: id, As: as, Reason: reason, Description: description})
+			q.end(h, as, reason, description)
+		}
+		return nil, 200, "OK"
 	case "com.microsoft:peek-message":
 		from, _ := body["from-sequence-number"].(int64)
 		count, _ := body["message-count"].(int32)

@@ -478,15 +478,17 @@ func (c *conn) attach(channel uint16, s *session, f frame) {
 func (c *conn) accept(l *link, f frame, target any, answer func(source, target, properties any, refused *Error)) {
 	const name, code, ticksOfEpoch = "com.microsoft:session-filter", 0x137000000c, 621355968000000000
 	wanted, anySession := "", true
+	var filters map[string]raw
 	if fields := inside(f.field(5)); len(fields) > 7 {
-		if filter, ok := pairs(fields[7])[name]; ok {
-			if _, v := undescribed(filter); len(v) > 0 && v[0] != 0x40 {
-				wanted, anySession = text(v), false
-			}
-		} else {
-			answer(nil, nil, nil, &Error{"amqp:not-allowed", "It is not possible for an entity that requires sessions to create a non-sessionful message receiver."})
-			return
-		}
+		filters = pairs(fields[7])
+	}
+	filter, ok := filters[name]
+	if !ok {
+		answer(nil, nil, nil, &Error{"amqp:not-allowed", "It is not possible for an entity that requires sessions to create a non-sessionful message receiver."})
+		return
+	}
+	if _, v := undescribed(filter); len(v) > 0 && v[0] != 0x40 {
+		wanted, anySession = text(v), false
 	}
 	wait := time.Minute
 	if ms := number(pairs(f.field(13))["com.microsoft:timeout"]); ms > 0 {
