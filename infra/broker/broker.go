@@ -219,6 +219,16 @@ func (b *Broker) Connect(name string, opts ...jetstream.JetStreamOpt) (*nats.Con
 	return nc, js, err
 }
 
+// Ask sends a request to whoever listens on a subject, and gives the first answer.
+// ctx bounds the wait and must have an end.
+func (b *Broker) Ask(ctx context.Context, subject string, body []byte) ([]byte, error) {
+	m, err := b.control.RequestWithContext(ctx, subject, body)
+	if err != nil {
+		return nil, err
+	}
+	return m.Data, nil
+}
+
 // JetStream is the API on the control connection: for declaring and asking,
 // not for bulk.
 func (b *Broker) JetStream() jetstream.JetStream { return b.js }
@@ -304,7 +314,7 @@ type StreamUse struct {
 // Use tells how full the streams are.
 func (b *Broker) Use(ctx context.Context) ([]StreamUse, error) {
 	var use []StreamUse
-	names := []string{StreamEvents, StreamRetry, StreamDeadLetters, StreamQuarantine, StreamAttempts, StreamOps}
+	names := []string{StreamEvents, StreamRetry, StreamDeadLetters, StreamQuarantine, StreamAttempts, StreamOps, StreamKnown}
 	if b.spool {
 		names = []string{streamSpool}
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -23,6 +25,7 @@ type Lease struct {
 	kv     jetstream.KeyValue
 	key    string
 	holder string
+	note   atomic.Pointer[[]byte]
 	ttl    time.Duration
 
 	// ctx ends when the lease is lost or given back.
@@ -102,6 +105,63 @@ func (b *Broker) TryLease(ctx context.Context, key string, ttl time.Duration) (*
 // stopped within a fifth of its time then.
 func (l *Lease) Context() context.Context { return l.ctx }
 
+// Note sets what others read of the holder's work in LeaseNotes, from the next
+// renewal on: at most maxNote bytes, what is longer is left out. It does not block.
+func (l *Lease) Note(note []byte) { l.note.Store(&note) }
+
+// maxNote bounds a note, as all leases are kept in memory.
+const maxNote = 4 << 10
+
+func (l *Lease) value() []byte {
+	v := []byte(l.holder)
+	if note := l.note.Load(); note != nil && len(*note) <= maxNote {
+		v = append(append(v, '\n'), *note...)
+	}
+	return v
+}
+
+// LeaseNote is what the holder of a lease says.
+type LeaseNote struct {
+	Holder string // its Instance
+	Note   []byte // nil: nothing yet
+	At     time.Time
+}
+
+// LeaseNotes tells who holds the leases whose keys match a pattern, as in
+// "poll.*", by key.
+func (b *Broker) LeaseNotes(ctx context.Context, pattern string) (map[string]LeaseNote, error) {
+	kv, err := b.js.KeyValue(ctx, BucketLeases)
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", BucketLeases, err)
+	}
+	w, err := kv.Watch(ctx, pattern, jetstream.IgnoreDeletes())
+	if err != nil {
+		return nil, err
+	}
+	defer w.Stop()
+	all := map[string]LeaseNote{}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case u, ok := <-w.Updates():
+			switch {
+			case !ok:
+				return nil, fmt.Errorf("the list of %s broke off", BucketLeases)
+			case u == nil: // the end of what there is
+				return all, nil
+			}
+			holder, note, _ := strings.Cut(string(u.Value()), "\n")
+			holder, _, _ = strings.Cut(holder, " ")
+			n := LeaseNote{Holder: holder, At: u.Created()}
+			if note != "" {
+				n.Note = []byte(note)
+			}
+			all[u.Key()] = n
+		}
+	}
+}
+
 // keep renews the lease until it ends.
 func (l *Lease) keep() {
 	defer close(l.done)
@@ -118,7 +178,7 @@ func (l *Lease) keep() {
 		asked := time.Now()
 		ctx, cancel := context.WithTimeout(l.ctx, l.ttl/4)
 		// Not the bucket's own Update: that one makes a key without an end.
-		ack, err := l.b.js.Publish(ctx, "$KV."+BucketLeases+"."+l.key, []byte(l.holder),
+		ack, err := l.b.js.Publish(ctx, "$KV."+BucketLeases+"."+l.key, l.value(),
 			jetstream.WithMsgTTL(l.ttl), jetstream.WithExpectLastSequencePerSubject(l.revision), jetstream.WithRetryAttempts(1))
 		cancel()
 		var api *jetstream.APIError

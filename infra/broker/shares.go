@@ -8,7 +8,7 @@ const (
 	deadLettersPercent = 15
 	// retryPercent is what the limits of the other streams and buckets leave:
 	// RETRY can have no limit of its own.
-	retryPercent = 9
+	retryPercent = 8
 )
 
 // DeadLetterShare is the room that one subscriber may take in DEADLETTERS: half

@@ -22,6 +22,7 @@ const (
 	StreamAttempts    = "ATTEMPTS"    // settlements and attempts, in blocks
 	StreamOps         = "OPS"         // what happened to gridfan itself
 	StreamAdvisories  = "ADVISORIES"  // what subscribers' own clients gave up
+	StreamKnown       = "KNOWN"       // which rows of polled sources were seen, in blocks
 
 	BucketSubscribers = "gridfan_subscribers"
 	BucketEndpoints   = "gridfan_endpoints" // named addresses of subscribers
@@ -30,6 +31,7 @@ const (
 	BucketJobs        = "gridfan_jobs"      // redrives and replays
 	BucketBooks       = "gridfan_books"     // sums, and how far they reach
 	BucketNative      = "gridfan_native"    // how far subscribers' own clients have come
+	BucketPolls       = "gridfan_polls"     // how far polled sources are read
 
 	streamSpool = "SPOOL" // in a server of its own, see OpenSpool
 )
@@ -43,6 +45,8 @@ const (
 	subjectQuarantine  = "gridfan.quarantine."
 	subjectAttempts    = "gridfan.attempts."
 	subjectOps         = "gridfan.ops."
+	subjectKnown       = "gridfan.known."
+	subjectPoll        = "gridfan.poll."
 )
 
 // The server's advisories about a consumer of EVENTS (nats-server v2.15.2,
@@ -159,6 +163,13 @@ func Attempts(instance string) string { return subjectAttempts + instance }
 // Ops is where one process reports what happened to it.
 func Ops(instance, what string) string { return subjectOps + instance + "." + what }
 
+// Known is where the rows of a polled source are remembered.
+func Known(source string) string { return subjectKnown + source }
+
+// PollCommand is where the process that polls a source is told what to do; "*" for
+// all sources. No stream keeps it.
+func PollCommand(source string) string { return subjectPoll + source }
+
 // DedupWindow is how long the broker itself recognises a repeated event. It
 // settles races between replicas and what a crash left unsaid; the publisher's
 // index covers the rest of the day in a fifth of the memory, and must never be
@@ -219,7 +230,7 @@ func (b *Broker) declare(ctx context.Context) error {
 		{
 			Name: StreamAttempts, Subjects: []string{subjectAttempts + ">"},
 			Description: "gridfan: settlements and attempts, in blocks of JSON lines",
-			Discard:     jetstream.DiscardOld, MaxBytes: share(7),
+			Discard:     jetstream.DiscardOld, MaxBytes: share(5),
 			Compression: jetstream.S2Compression, AllowDirect: true,
 		},
 		{
@@ -231,6 +242,11 @@ func (b *Broker) declare(ctx context.Context) error {
 			Name: StreamAdvisories, Subjects: []string{advisoryMaxDeliveries + "*", advisoryTerminated + "*", subjectFence + "*"},
 			Description: "gridfan: events that subscribers' own NATS clients gave up, until they are dead letters",
 			Discard:     jetstream.DiscardOld, MaxBytes: share(1), Compression: jetstream.S2Compression,
+		},
+		{
+			Name: StreamKnown, Subjects: []string{subjectKnown + ">"},
+			Description: "gridfan: which rows of polled sources were seen, in blocks",
+			Discard:     jetstream.DiscardNew, MaxBytes: share(2), Duplicates: DedupWindow, AllowDirect: true,
 		},
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -258,6 +274,7 @@ func (b *Broker) declareBuckets(ctx context.Context, memoryOnly bool) error {
 		{Bucket: BucketJobs, Description: "gridfan: redrives and replays", History: 1, MaxBytes: share(1)},
 		{Bucket: BucketBooks, Description: "gridfan: sums, and how far they reach", History: 1, MaxBytes: share(4)},
 		{Bucket: BucketNative, Description: "gridfan: how far subscribers' own NATS clients have come", History: 1, MaxBytes: share(1)},
+		{Bucket: BucketPolls, Description: "gridfan: how far polled sources are read", History: 1, MaxBytes: share(4)},
 		{Bucket: BucketBreakers, Description: "gridfan: how each replica sees each subscriber", History: 1, MaxBytes: memoryBucket, TTL: breakerTTL, Storage: jetstream.MemoryStorage},
 		{Bucket: BucketLeases, Description: "gridfan: who does what only one replica may do", History: 1, MaxBytes: memoryBucket, LimitMarkerTTL: time.Second, Storage: jetstream.MemoryStorage},
 	} {

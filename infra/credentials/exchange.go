@@ -3,22 +3,13 @@ package credentials
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"html"
 	"io"
-	"net"
 	"net/http"
-	"net/url"
-	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
-	"unicode"
-	"unicode/utf8"
 )
 
 const (
@@ -87,7 +78,7 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 || bytes.Contains(body, []byte(`"error"`)) {
 		x.words = x.printable(serverWords(body))
-		x.wait = retryAfter(resp.Header.Get("Retry-After"), time.Now())
+		x.wait = RetryAfter(resp.Header.Get("Retry-After"), time.Now())
 	}
 	return resp, nil
 }
@@ -150,41 +141,7 @@ func (x *exchange) failure(ctx context.Context, fallback string) *Error {
 	return e
 }
 
-// transportWords puts an error without an answer into few words, none of them a
-// URL: that of a proxy may hold a password.
-func (x *exchange) transportWords(err error) string {
-	text := err.Error()
-	dns, isDNS := errors.AsType[*net.DNSError](err)
-	timeout, isNet := errors.AsType[net.Error](err)
-	_, isRecord := errors.AsType[tls.RecordHeaderError](err)
-	switch {
-	case isDNS && dns.IsNotFound:
-		return "no such host"
-	case isDNS:
-		return "name lookup failed"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return "connection refused"
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return "connection reset"
-	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
-		return "it cannot be reached"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return "connection closed without a whole answer"
-	case isNet && timeout.Timeout():
-		return "timed out"
-	case isRecord:
-		return "TLS: it speaks something else"
-	}
-	for _, prefix := range []string{"x509: ", "tls: "} {
-		if _, rest, ok := strings.Cut(text, prefix); ok {
-			return "TLS: " + x.printable(rest)
-		}
-	}
-	if strings.Contains(text, "://") {
-		return "the request could not be sent"
-	}
-	return x.printable(text)
-}
+func (x *exchange) transportWords(err error) string { return transportWords(x.hide, err) }
 
 // checkToken says what keeps a token from being sent; empty for nothing.
 func checkToken(value, kind string) string {
@@ -201,67 +158,5 @@ func checkToken(value, kind string) string {
 	return ""
 }
 
-// retryAfter reads both forms of the header (RFC 9110 §10.2.3).
-func retryAfter(v string, now time.Time) time.Duration {
-	if n, err := strconv.ParseUint(v, 10, 31); err == nil {
-		return time.Duration(n) * time.Second
-	}
-	if at, err := http.ParseTime(v); err == nil && at.After(now) {
-		return at.Sub(now)
-	}
-	return 0
-}
-
-// printable makes foreign text fit for a log line: without our secrets, valid
-// UTF-8, on one line, of at most maxWords bytes.
-func (x *exchange) printable(text string) string {
-	if x.hide != nil {
-		text = x.hide.Replace(text)
-	}
-	b := make([]byte, 0, maxWords)
-	for _, r := range text {
-		if unicode.IsSpace(r) {
-			if len(b) == 0 || b[len(b)-1] == ' ' {
-				continue
-			}
-			r = ' '
-		} else if !unicode.IsPrint(r) {
-			r = utf8.RuneError
-		}
-		if len(b)+utf8.RuneLen(r) > maxWords {
-			break
-		}
-		b = utf8.AppendRune(b, r)
-	}
-	return strings.TrimRight(string(b), " ")
-}
-
-// hider replaces secrets in every form in which an answer may quote them. Nil for
-// none.
-func hider(secrets []string) *strings.Replacer {
-	var forms []string
-	for _, s := range secrets {
-		for _, form := range []string{s, url.QueryEscape(s), url.PathEscape(s), html.EscapeString(s), base64.StdEncoding.EncodeToString([]byte(s))} {
-			// Something shorter is no secret, and would tear holes into every text.
-			if len(form) >= 4 {
-				forms = append(forms, form)
-			}
-		}
-	}
-	// The first that matches at a place wins: longer ones go first.
-	slices.SortFunc(forms, func(a, b string) int {
-		if len(a) != len(b) {
-			return len(b) - len(a)
-		}
-		return strings.Compare(a, b)
-	})
-	forms = slices.Compact(forms)
-	if forms == nil {
-		return nil
-	}
-	pairs := make([]string, 0, 2*len(forms))
-	for _, form := range forms {
-		pairs = append(pairs, form, string(hidden))
-	}
-	return strings.NewReplacer(pairs...)
-}
+// printable makes foreign text fit for a log line, without our secrets.
+func (x *exchange) printable(text string) string { return printable(x.hide, text, maxWords) }

@@ -1,4 +1,13 @@
 // Package poll asks sources for what has changed.
+//
+// A Poller has one goroutine for each source. It waits for the source's lease, so that
+// one replica polls it, reads the checkpoint, and then, at the pace that rows arrive
+// and within the budget that all sources of one identity share, asks its Fetcher for a
+// page. The page's rows become events, which are published; then it is written down
+// which rows are known; and then the checkpoint moves: each of them on disk before the
+// next. So a crash at any moment repeats a page and never skips one, and repeated rows
+// are recognised by publish. A checkpoint is written only over the one that was read,
+// so a replica that does not know yet that it has lost its lease cannot move it.
 package poll
 
 import (

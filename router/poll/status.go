@@ -1,6 +1,12 @@
 package poll
 
-import "time"
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/gridfan/gridfan/infra/broker"
+)
 
 // State is what a source is doing, in a word.
 type State string
@@ -108,3 +114,103 @@ type Seconds float64
 func (s Seconds) Duration() time.Duration { return time.Duration(float64(s) * float64(time.Second)) }
 
 func seconds(d time.Duration) Seconds { return Seconds(d.Seconds()) }
+
+// update changes what is shown.
+func (s *source) update(change func(*Status)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.stat)
+}
+
+// setHolding says whether this process polls the source. What was counted stays.
+func (s *source) setHolding(holding bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.holding = holding
+	if st := &s.stat; holding {
+		st.Holder = broker.Instance()
+	} else {
+		st.Holder, st.Error, st.Kind, st.Since, st.Failures = "", "", "", time.Time{}, 0
+		st.Next, st.Progress = time.Time{}, nil
+	}
+}
+
+// show tells other goroutines and other processes how the source is doing.
+func (s *source) show() {
+	now := time.Now()
+	d, rate, why := s.budget.interval(now, s.pace)
+	s.mu.Lock()
+	st := &s.stat
+	st.Next, st.Interval, st.Rate, st.Why = s.next.UTC(), seconds(d), rate, why
+	st.Newest, st.Bound = s.cp.Newest, s.cp.Bound
+	st.Cursor = s.cp.Cursor != nil
+	st.Missing, st.Known = s.cp.Missing, s.cp.Known.Live
+	if s.cp.Known.Full {
+		st.Known = -1
+	}
+	st.Progress = nil
+	if s.cp.Phase == phaseBaseline || s.cp.Phase == phaseResync {
+		st.Progress = &Progress{Since: s.cp.Since, Rows: s.cp.Rows, Pages: s.cp.Pages}
+		if s.cp.Phase == phaseResync {
+			st.Progress.Of = s.cp.Known.Live
+		}
+	}
+	st.State, st.Says = s.say(now, s.budget.heldUntil())
+	note, err := json.Marshal(st)
+	s.mu.Unlock()
+	if err == nil { // a Status always is JSON
+		s.lease.Note(note)
+	}
+}
+
+// say puts the state in words. The caller holds mu.
+func (s *source) say(now, held time.Time) (State, string) {
+	in := func(t time.Time) string { return max(0, t.Sub(now)).Round(time.Second).String() }
+	switch {
+	case s.failures > 0:
+		text := fmt.Sprintf("fails since %s (%d times in a row), next try in %s: %s", s.stat.Since.Format(time.RFC3339), s.failures, in(s.next), s.stat.Error)
+		return Failing, text
+	case s.cp.Phase == phaseUnconfirmed && s.cp.Known.Full:
+		return Unconfirmed, fmt.Sprintf("the source has forgotten the cursor, and its rows are too many to be compared: gridfan sources baseline %s --confirm publishes all of them, gridfan sources baseline %[1]s goes on without", s.Name)
+	case s.cp.Phase == phaseUnconfirmed:
+		return Unconfirmed, fmt.Sprintf("%d of %d known rows are not there any more; nothing is published until they are back, next look in %s. If they are deleted indeed: gridfan sources baseline %s --confirm", s.cp.Missing, s.cp.Known.Live, in(s.next), s.Name)
+	case held.After(now):
+		return HeldOff, fmt.Sprintf("the source wants to be left alone for another %s", in(held))
+	case s.cp.Phase == phaseBaseline && s.cp.Mode == Publish:
+		return Baselining, fmt.Sprintf("all rows are read and published: %d so far", s.cp.Rows)
+	case s.cp.Phase == phaseBaseline:
+		return Baselining, fmt.Sprintf("all rows are read and remembered, changes are published from then on: %d so far", s.cp.Rows)
+	case s.cp.Phase == phaseResync:
+		return Resyncing, fmt.Sprintf("%s, so all rows are read again and those that differ are published: %d so far", s.cp.Reason, s.cp.Rows)
+	case len(s.Windows) > 0 && !s.next.Equal(s.within(now)) && s.within(now).After(now):
+		return Waiting, fmt.Sprintf("outside its windows, next poll in %s", in(s.next))
+	}
+	return Polling, fmt.Sprintf("next poll in %s", in(s.next))
+}
+
+// status gives a copy of what show has set, as of now.
+func (s *source) status(now time.Time) Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.stat
+	st.Source, st.Here = s.Name, s.holding
+	if st.Progress != nil {
+		p := *st.Progress
+		st.Progress = &p
+	}
+	if !s.holding {
+		st.State, st.Says = Starting, "no router has polled it yet"
+	}
+	st.age(now)
+	return st
+}
+
+// age sets what grows by itself.
+func (st *Status) age(now time.Time) {
+	if !st.Newest.IsZero() {
+		st.Freshness = seconds(max(0, now.Sub(st.Newest)))
+	}
+	if !st.Bound.IsZero() {
+		st.BoundAge = seconds(max(0, now.Sub(st.Bound)))
+	}
+}

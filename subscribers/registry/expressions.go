@@ -9,14 +9,16 @@ import (
 	"github.com/gridfan/gridfan/schemas/businessevent"
 	"github.com/gridfan/gridfan/schemas/dataverse"
 	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/schemas/record"
 	"github.com/gridfan/gridfan/subscribers/filter"
 	"github.com/gridfan/gridfan/subscribers/transform"
 )
 
 // schemas are those of the data that sources of a kind publish. F&O sends its
-// data events through Dataverse. Of other kinds the senders decide.
+// data events through Dataverse, and its rows are read. Of other kinds the senders
+// decide.
 var schemas = map[string]func() ([]*filter.Schema, error){
-	event.KindFnO:       read(businessevent.Schema, dataverse.Schema),
+	event.KindFnO:       read(businessevent.Schema, dataverse.Schema, record.Schema),
 	event.KindDataverse: read(dataverse.Schema),
 }
 

@@ -8,7 +8,6 @@ import (
 
 	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/infra/broker"
-	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
@@ -51,13 +50,6 @@ type Dedup struct {
 	// Forgotten counts events that were forgotten early because the memory was
 	// used up.
 	Forgotten uint64 `json:"forgotten,omitempty"`
-}
-
-// SourceStatus is a source with what it has in quarantine.
-type SourceStatus struct {
-	ingress.SourceStatus
-	// InQuarantine counts the entries there now, whenever they came.
-	InQuarantine int `json:"inQuarantine"`
 }
 
 // Subscriber is a subscriber as people see it: no secrets.

@@ -16,6 +16,7 @@ import (
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
 	"github.com/gridfan/gridfan/subscribers/books"
@@ -88,6 +89,12 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 		"SpoolStatus":         publish.SpoolStatus{},
 		"Dedup":               Dedup{},
 		"SourceStatus":        SourceStatus{},
+		"Source":              Source{},
+		"Reading":             config.Reading{},
+		"PollStatus":          poll.Status{},
+		"PollProgress":        poll.Progress{},
+		"RewindOrder":         RewindOrder{},
+		"BaselineOrder":       BaselineOrder{},
 		"Subscriber":          Subscriber{},
 		"Replica":             Replica{},
 		"Definition":          registry.Definition{},
@@ -176,7 +183,7 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 		"SchemaRef":           SchemaRef{},
 	}
 	// Those that have no Go type of their own.
-	byHand := []string{"Duration", "Size", "Rate", "Fault", "SubscriberList", "JobList"}
+	byHand := []string{"Duration", "Size", "Rate", "Fault", "SubscriberList", "SourceList", "JobList"}
 	for name, ref := range doc.Components.Schemas {
 		v, ok := table[name]
 		if !ok {

@@ -7,6 +7,7 @@ import (
 	"github.com/gridfan/gridfan/schemas/businessevent"
 	"github.com/gridfan/gridfan/schemas/dataverse"
 	"github.com/gridfan/gridfan/schemas/event"
+	"github.com/gridfan/gridfan/schemas/record"
 )
 
 // schemas are the published JSON Schemas by their $id.
@@ -17,6 +18,7 @@ var schemas = []struct {
 	{event.SchemaID, event.Schema},
 	{businessevent.SchemaID, businessevent.Schema},
 	{dataverse.SchemaID, dataverse.Schema},
+	{record.SchemaID, record.Schema},
 }
 
 // SchemaList is the answer to GET /schemas/.

@@ -21,6 +21,7 @@ import (
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
 	"github.com/gridfan/gridfan/subscribers/books"
@@ -35,6 +36,8 @@ type Parts struct {
 	Started     time.Time
 	Broker      *broker.Broker
 	Ingress     *ingress.Ingress
+	Poller      *poll.Poller
+	Polled      []config.Polled
 	Publisher   *publish.Publisher
 	Quarantine  *quarantine.Store
 	Registry    *registry.Registry
@@ -73,6 +76,7 @@ func newHandler(p Parts, token secret.String) (http.Handler, []string) {
 	api.Handle("POST /api/v1/subscribers/{name}/probe", handle(s.probe))
 	api.Handle("POST /api/v1/subscribers/{name}/resume", handle(s.resume))
 	api.Handle("POST /api/v1/subscribers/{name}/rotate-key", handle(s.rotateKey))
+	s.sourceRoutes(api)
 	s.endpointRoutes(api)
 	s.configRoutes(api)
 	s.quarantineRoutes(api)
@@ -192,9 +196,7 @@ func (s *server) status(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if err := s.Broker.Health(ctx); err != nil {
 		// What does not need the broker is told all the same.
 		st.Healthy, st.Problem = false, err.Error()
-		for _, src := range s.Ingress.Status() {
-			st.Sources = append(st.Sources, SourceStatus{SourceStatus: src})
-		}
+		st.Sources = s.withSources(ctx, nil)
 		st.Subscribers = []Subscriber{}
 		return st, nil
 	}
@@ -206,9 +208,7 @@ func (s *server) status(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, src := range s.Ingress.Status() {
-		st.Sources = append(st.Sources, SourceStatus{src, int(held[broker.Quarantine(src.Name)])})
-	}
+	st.Sources = s.withSources(ctx, held)
 	st.Subscribers, err = s.subscribers(ctx)
 	return st, err
 }

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/gridfan/gridfan/infra/telemetry"
 	"github.com/gridfan/gridfan/router/auth"
 	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
 	"github.com/gridfan/gridfan/schemas/event"
@@ -128,7 +130,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	// handshakes need none, and events get 503 and not a closed door.
 	metrics := telemetry.NewRegistry(a.opts.Version)
 	tally := publish.NewTally()
-	in, err := ingress.New(ingress.Config{Sources: cfg.Sources, TrustedProxies: cfg.Listen.TrustedProxies, Tally: tally, Since: started},
+	in, err := ingress.New(ingress.Config{Sources: cfg.Sources, Pulled: pulled(cfg.Polled), TrustedProxies: cfg.Listen.TrustedProxies, Tally: tally, Since: started},
 		ingress.NewMetrics(metrics), a.report, a.log)
 	if err != nil {
 		return err
@@ -230,6 +232,8 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	for _, s := range cfg.Sources {
 		names = append(names, s.Name)
 	}
+	names = append(names, pulled(cfg.Polled)...)
+	slices.Sort(names)
 	kept, err := books.Open(ctx, books.Parts{
 		Broker: a.broker, Registry: subscribers, Sources: names, Log: a.log, Breaker: fleet.Breaker, Counted: tally.Save, Spooled: a.spooled,
 	})
@@ -261,10 +265,21 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	a.onStop("publisher", func(context.Context) error { return publisher.Close() })
 	a.publisher.Store(publisher)
 	metrics.MustRegister(publisher.Metrics())
-	held, err := quarantine.Open(ctx, a.broker, publisher, in.Reparse, quarantine.NewMetrics(metrics, names...))
+	held, err := quarantine.Open(ctx, a.broker, publisher, reparse(in, cfg.Polled), quarantine.NewMetrics(metrics, names...))
 	if err != nil {
 		return err
 	}
+
+	polled, err := a.polled(cfg.Polled)
+	if err != nil {
+		return err
+	}
+	poller := poll.New(poll.Parts{Broker: a.broker, Publish: marked(publisher), Metrics: poll.NewMetrics(metrics), Log: a.log})
+	if err := poller.Start(ctx); err != nil {
+		return fmt.Errorf("polling: %w", err)
+	}
+	a.onStop("pollers", func(ctx context.Context) error { poller.Stop(ctx); return nil })
+	poller.Apply(polled)
 
 	in.Publish(publisher)
 	a.onStop("public server", stopPublic)
@@ -279,7 +294,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	stopping, stop := context.WithCancel(context.Background())
 	api := &http.Server{
 		Handler: admin.NewHandler(admin.Parts{
-			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Publisher: publisher, Quarantine: held,
+			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Poller: poller, Polled: cfg.Polled, Publisher: publisher, Quarantine: held,
 			Registry: subscribers, Fleet: fleet, Egress: a.rules, Config: live, DeadLetters: dead, Books: kept, Gatherer: metrics, Log: a.log, Stopping: stopping,
 		}, cfg.Listen.AdminToken),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -291,7 +306,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 
 	a.log.Info("gridfan is up", "version", a.opts.Version,
 		"ingress", a.public.Addr().String(), "admin", a.admin.Addr().String(), "nats", a.broker.URL(), "clients", a.broker.ClientsURL(),
-		"sources", len(cfg.Sources), "took", time.Since(started).Round(time.Millisecond))
+		"sources", len(names), "took", time.Since(started).Round(time.Millisecond))
 	return nil
 }
 

@@ -113,7 +113,7 @@ Run it:              gridfan serve -c gridfan.yaml`,
 	root.AddCommand(
 		newServe(env), newDev(env),
 		newSubscribe(env), newSubscribers(env), newEndpoints(env),
-		newStatus(env), newBooks(env), newWhy(env), newTrigger(env), newListen(env), newQuarantine(env), newConfig(env),
+		newSources(env), newStatus(env), newBooks(env), newWhy(env), newTrigger(env), newListen(env), newQuarantine(env), newConfig(env),
 		newDeadLetters(env), newReplay(env), newJobs(env),
 	)
 	return root

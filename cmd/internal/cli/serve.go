@@ -89,7 +89,7 @@ func newConfig(env Env) *cobra.Command {
 				fmt.Fprintln(env.Err, "warning:", w)
 			}
 			_, err = fmt.Fprintf(env.Out, "%s is fine: %s, %s\n", file,
-				plural(len(cfg.Sources), "source"), plural(len(cfg.Subscribers), "subscriber"))
+				plural(cfg.Count(), "source"), plural(len(cfg.Subscribers), "subscriber"))
 			return failed(err)
 		},
 	}

@@ -82,14 +82,14 @@ func writeStatus(env Env, s *admin.Status, now time.Time) error {
 	w := tabwriter.NewWriter(env.Out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "SOURCE\tKIND\tRECEIVED\tPUBLISHED\tDUPLICATE\tCONTROL\tQUARANTINED\tIN QUARANTINE\tLAST EVENT")
 	for _, src := range s.Sources {
-		last := "none since the start"
-		if src.LastEvent != nil {
-			last = deliver.Roughly(now.Sub(*src.LastEvent)) + " ago"
-		}
+		n := eventsOf(src)
 		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\n", src.Name, src.Kind,
-			src.Received, src.Published, src.Duplicate, src.Control, src.Quarantined, src.InQuarantine, last)
+			n.received, n.published, n.duplicate, src.Control, n.quarantined, src.InQuarantine, lastEvent(src, now))
 	}
 	if err := w.Flush(); err != nil {
+		return err
+	}
+	if err := writePolled(env.Out, s.Sources, now); err != nil {
 		return err
 	}
 	fmt.Fprintln(env.Out)

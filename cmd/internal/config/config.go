@@ -41,7 +41,8 @@ type Config struct {
 	ClientsTLS  *TLS                // of the address for subscribers' own clients; nil: none
 	Spool       *broker.SpoolConfig // nil: none
 	Dedup       publish.Dedup
-	Sources     []ingress.Source      // at least one, sorted by name
+	Sources     []ingress.Source      // those that push, sorted by name
+	Polled      []Polled              // those that are asked, sorted by name; of both at least one
 	Subscribers []registry.Definition // sorted by name; more can be added live
 	Endpoints   []registry.Endpoint   // sorted by name; the same
 	Egress      egress.Config
@@ -50,6 +51,17 @@ type Config struct {
 	Files []string
 	// Warnings are what should be changed but stops nothing.
 	Warnings []Problem
+}
+
+// Count is how many sources there are.
+func (c *Config) Count() int {
+	n := len(c.Sources)
+	for _, p := range c.Polled {
+		if p.Pattern == Poll {
+			n++
+		}
+	}
+	return n
 }
 
 // Listen is where gridfan answers HTTP.

@@ -104,11 +104,18 @@ func (d *decoder) config(root *value) *Config {
 	d.validated(c.Egress.Validate(), root, "")
 
 	for _, f := range sorted(root.get("sources")) {
+		pattern := d.pattern(f.value)
+		if pattern != Push {
+			c.Polled = append(c.Polled, d.polled(f, pattern))
+		}
+		if pattern == Poll {
+			continue
+		}
 		s := d.source(f)
 		d.verifiable(s.Auth, f.value, c.Listen.TLS)
 		c.Sources = append(c.Sources, s)
 	}
-	if len(c.Sources) == 0 && !d.troubled("sources") {
+	if len(c.Sources)+len(c.Polled) == 0 && !d.troubled("sources") {
 		at, path, _ := root.locate("sources")
 		d.problem(at, path, "want at least one source (%s)", example)
 	}
@@ -158,7 +165,6 @@ func (d *decoder) source(f *field) ingress.Source {
 			Concurrency: d.integer(limits.get("concurrency")),
 		},
 	}
-	d.choice(v.get("pattern"), "push")
 	d.validated(s.Validate(), v, "sources."+f.name)
 	return s
 }
@@ -370,15 +376,10 @@ func (d *decoder) credentials(v *value) secret.String {
 	return secret.New(s)
 }
 
-// choice reads one word. Those of a later version are refused by name, and
-// without any words Validate knows the others.
+// choice reads one word. Without any words Validate knows which.
 func (d *decoder) choice(v *value, words ...string) string {
 	s := d.text(v)
 	if s == "" {
-		return ""
-	}
-	if sentence, ok := laterValues[v.pattern][s]; ok {
-		d.problem(v.at, v.path, "%s", sentence)
 		return ""
 	}
 	if len(words) > 0 && !slices.Contains(words, s) {

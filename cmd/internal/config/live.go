@@ -85,9 +85,13 @@ func (c *Config) Sections() map[string]string {
 	if c.Broker.URL == "" {
 		b.URL = ""
 	}
+	polled := make([]Polled, len(c.Polled))
+	for i, p := range c.Polled {
+		polled[i] = p.redacted()
+	}
 	sections := map[string]string{}
 	for name, parts := range map[string]any{
-		"listen": c.Listen, "broker": []any{b, c.ClientsTLS, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, "sources": c.Sources, "egress": c.Egress,
+		"listen": c.Listen, "broker": []any{b, c.ClientsTLS, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, "sources": []any{c.Sources, polled}, "egress": c.Egress,
 	} {
 		text, err := json.Marshal(parts)
 		if err != nil {

@@ -50,7 +50,7 @@ var table = []row{
 		why: "subscribers and router meet only in the stream, so that each can run without the other",
 	},
 	{
-		from: []string{"./schemas/..."}, exceptFrom: []string{"./schemas/businessevent", "./schemas/dataverse", "./schemas/cloudevents", "./schemas/custom"},
+		from: []string{"./schemas/..."}, exceptFrom: []string{"./schemas/businessevent", "./schemas/dataverse", "./schemas/cloudevents", "./schemas/custom", "./schemas/record"},
 		to: []string{"./schemas/..."}, exceptTo: []string{"./schemas/event", "./schemas/rawjson", "./schemas/schematest"}, tests: true,
 		why: "wire formats know the event, not each other",
 	},
@@ -65,6 +65,11 @@ var table = []row{
 		why: "what has no schema is taken apart by expressions, which jq evaluates",
 	},
 	{
+		from: []string{"./schemas/record"},
+		to:   []string{"./schemas/..."}, exceptTo: []string{"./schemas/event", "./schemas/rawjson", "./schemas/dataverse", "./schemas/schematest"}, tests: true,
+		why: "a row of Dataverse that was read has the shape of its pushed twin; rows of others have no twin",
+	},
+	{
 		from: []string{"./schemas/jq"}, to: []string{"./schemas/..."}, exceptTo: []string{"./schemas/event"}, tests: true,
 		why: "jq evaluates expressions, whoever wants what they give; it says what is wrong as the event's faults",
 	},
@@ -77,13 +82,27 @@ var table = []row{
 		why: "rawjson reads JSON, whatever it is about",
 	},
 	{
-		from: []string{"./router/..."}, exceptFrom: []string{"./router/publish"},
+		from: []string{"./router/..."}, exceptFrom: []string{"./router/publish", "./router/poll/request", "./router/poll/odata/...", "./router/poll/delta", "./router/poll/sqlrows"},
 		to: []string{"./router/..."}, exceptTo: []string{"./router/publish", "./router/auth", "./router/normalise"}, tests: true,
 		why: "ways in share nothing but publish, the one way to the stream, auth, who may use them, and normalise, what a body means",
 	},
 	{
 		from: []string{"./router/normalise"}, to: []string{"./router/...", "./infra/..."}, tests: true,
 		why: "what a body means does not depend on the way by which it came",
+	},
+	{
+		from: []string{"./router/poll/request", "./router/poll/odata/...", "./router/poll/delta"},
+		to:   []string{"./router/..."}, exceptTo: []string{"./router/poll", "./router/poll/request", "./router/poll/odata/odatatest"}, tests: true,
+		why: "who reads a source knows what the loop wants of it and how to ask over HTTP, and no other way in",
+	},
+	{
+		from: []string{"./router/poll/sqlrows"}, to: []string{"./router/..."}, exceptTo: []string{"./router/poll"}, tests: true,
+		why: "a Fetcher knows what poll wants of it, and neither another source nor where rows go",
+	},
+	{
+		from: []string{"./..."}, exceptFrom: []string{"./router/poll/sqlrows"},
+		to: []string{"database/sql/...", "github.com/jackc/...", "github.com/microsoft/go-mssqldb/..."}, tests: true,
+		why: "databases are asked in one place, where queries are bounded and nothing secret gets into an error",
 	},
 	{
 		from: []string{"./router/auth"}, to: []string{"./router/..."}, tests: true,

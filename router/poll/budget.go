@@ -1,0 +1,195 @@
+package poll
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// burst is how many requests may go at once after a silence: the first pages of a
+// few sources, without a second between them.
+const burst = 5
+
+// How a budget answers to a source that has been asked too much: half of it, and
+// then a tenth of the whole more every five minutes.
+const (
+	regainStep  = 0.1
+	regainEvery = 5 * time.Minute
+	leastFactor = 1.0 / 64
+	// leastHold is waited also when a source says 0.
+	leastHold = time.Second
+	// mostHold bounds what a source may ask for: a date in a wrong century must
+	// not end polling.
+	mostHold = 24 * time.Hour
+)
+
+// budget is what all sources of one identity may ask. It holds back; nobody is
+// refused.
+type budget struct {
+	mu      sync.Mutex // guards all below
+	limiter *rate.Limiter
+	full    float64 // requests a second
+	factor  float64 // of full, when it was lowered last
+	lowered time.Time
+	until   time.Time // nobody asks before
+	members map[*pace]float64
+	changed chan struct{} // closed when until moves
+}
+
+func newBudget(full float64) *budget {
+	return &budget{limiter: rate.NewLimiter(rate.Limit(full), burst), full: full, factor: 1, members: map[*pace]float64{}, changed: make(chan struct{})}
+}
+
+// join counts a source in, with the budget that it asks for.
+func (b *budget) join(p *pace, full float64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.members[p] = full
+	b.least()
+}
+
+// leave counts it out.
+func (b *budget) leave(p *pace) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.members, p)
+	b.least()
+}
+
+// least takes the lowest budget that any member asks for. The caller holds mu.
+func (b *budget) least() {
+	lowest := math.Inf(1)
+	for _, full := range b.members {
+		lowest = min(lowest, full)
+	}
+	if !math.IsInf(lowest, 1) {
+		b.full = lowest
+	}
+}
+
+// rateAt is the budget at a time, in requests a second. The caller holds mu.
+func (b *budget) rateAt(now time.Time) float64 {
+	if b.factor < 1 {
+		steps := math.Floor(now.Sub(b.lowered).Seconds() / regainEvery.Seconds())
+		return b.full * min(1, b.factor+regainStep*max(0, steps))
+	}
+	return b.full
+}
+
+// throttled is told that a request that began at a time was answered with "too
+// much". It gives the time until which all wait. Requests that were under way
+// together lower the budget once.
+func (b *budget) throttled(now, began time.Time, after time.Duration) time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !began.Before(b.lowered) {
+		b.factor = max(leastFactor, b.rateAt(now)/b.full/2)
+		b.lowered = now
+	}
+	hold := min(max(after, leastHold), mostHold)
+	hold += time.Duration(rand.Float64() * jitter * float64(hold))
+	if until := now.Add(hold); until.After(b.until) {
+		b.until = until
+		close(b.changed)
+		b.changed = make(chan struct{})
+	}
+	return b.until
+}
+
+// reserve is one request's place in the queue.
+type reserve struct {
+	wait    time.Duration
+	held    bool // the source has asked for the wait; ask again after it
+	place   *rate.Reservation
+	changed <-chan struct{} // the wait is another one now; ask again
+}
+
+// take gives the next place in the queue.
+func (b *budget) take(now time.Time) reserve {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if d := b.until.Sub(now); d > 0 {
+		return reserve{wait: d, held: true, changed: b.changed}
+	}
+	if r := rate.Limit(b.rateAt(now)); r != b.limiter.Limit() {
+		b.limiter.SetLimitAt(now, r)
+	}
+	place := b.limiter.ReserveN(now, 1)
+	return reserve{wait: place.DelayFrom(now), place: place, changed: b.changed}
+}
+
+// wait returns when a request may go, and how long the source has kept it waiting.
+// Who came first goes first, but for a wait that the source has asked for.
+func (b *budget) wait(ctx context.Context) (lost time.Duration, _ error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return lost, err
+		}
+		began := time.Now()
+		r := b.take(began)
+		if r.wait == 0 {
+			return lost, nil
+		}
+		t := time.NewTimer(r.wait)
+		select {
+		case <-t.C:
+		case <-r.changed:
+		case <-ctx.Done():
+		}
+		t.Stop()
+		now := time.Now()
+		switch {
+		case r.held:
+			lost += now.Sub(began)
+		case ctx.Err() != nil, b.heldUntil().After(now):
+			r.place.CancelAt(now)
+		case now.Sub(began) >= r.wait:
+			return lost, nil
+		default:
+			r.place.CancelAt(now)
+		}
+	}
+}
+
+// heldUntil is until when the source wants to be left alone; zero or past: it does
+// not mind.
+func (b *budget) heldUntil() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.until
+}
+
+// observe tells a member's pace how many rows a poll has brought. A pace that is a
+// member is used only under the budget's lock.
+func (b *budget) observe(now time.Time, p *pace, rows int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p.observe(now, rows)
+}
+
+// interval is how often a member may be polled: as often as it asks for, unless
+// all of them together ask for more than there is. Then each gets a part by the
+// root of its rate, which makes the sum of all delays least.
+func (b *budget) interval(now time.Time, p *pace) (d time.Duration, rate float64, why string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var asked, weights float64
+	for m := range b.members {
+		asked += 1 / m.d.Seconds()
+		weights += m.weight()
+	}
+	have := b.rateAt(now)
+	if asked <= have {
+		return p.d, p.rate(), p.why()
+	}
+	part := time.Duration(weights / (have * p.weight()) * float64(time.Second))
+	if part <= p.d {
+		return p.d, p.rate(), p.why()
+	}
+	return min(part, mostInterval), p.rate(), fmt.Sprintf("its part of %.3g requests/s, which %d sources share", have, len(b.members))
+}

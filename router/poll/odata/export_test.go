@@ -1,0 +1,6 @@
+package odata
+
+import "time"
+
+// SetNow gives f another clock.
+func (f *Fetcher) SetNow(now func() time.Time) { f.now = now }
