@@ -16,22 +16,21 @@ import (
 type Source struct {
 	// Name, Kind and Environment are the source's, as its events have them.
 	Name, Kind, Environment string
+	// Rationale is the operator's reason for the pattern, shown in status.
+	Rationale string
 	// Options are what the source's configuration says of bodies of its kind.
 	Options normalise.Options
 	// Body is the largest body in bytes. 0 means 4 MiB.
 	Body int64
 
-	// From is what it is received from; nil for a source that has only DeadLetters.
+	// From is what it is received from.
 	From *Config
-	// DeadLetters is where Event Grid puts what it gave up on; nil for nowhere.
-	DeadLetters *Container
 }
 
 // Config is one broker to receive from; exactly one field is set.
 type Config struct {
 	ServiceBus         *ServiceBus `json:"serviceBus,omitempty"`
 	EventGridNamespace *Namespace  `json:"eventGridNamespace,omitempty"`
-	EventHubs          *EventHub   `json:"eventHubs,omitempty"`
 }
 
 // ServiceBus is a queue, or a subscription of a topic, of Azure Service Bus.
@@ -71,55 +70,12 @@ type Namespace struct {
 	Auth credentials.AzureAuth `json:"auth"`
 }
 
-// EventHub is an event hub, all of whose partitions are received.
-type EventHub struct {
-	// Namespace is its host; a connection string takes its place.
-	Namespace string `json:"namespace,omitempty"`
-	Hub       string `json:"hub"`
-	// ConsumerGroup is gridfan's own: two readers of one group disturb each other.
-	// Default $Default.
-	ConsumerGroup string `json:"consumerGroup"`
-	// Start is where a partition without a checkpoint begins. Default Earliest.
-	Start Start `json:"start"`
-	// Batch is how many events are asked for at once. Default 300.
-	Batch int `json:"batch"`
-	// Auth is a connection string, or an identity with the role Azure Event Hubs
-	// Data Receiver.
-	Auth credentials.AzureAuth `json:"auth"`
-}
-
-// Start is where a reader begins that has read nothing yet.
-type Start string
-
-// The places to begin.
-const (
-	Earliest Start = "earliest" // with all there is
-	Latest   Start = "latest"   // with what comes from now on
-)
-
-// Container is a blob container into which Event Grid puts the events that it could
-// not deliver.
-type Container struct {
-	// URL is the container's address, https.
-	URL string `json:"url"`
-	// Prefix is what names begin with: the upper-case name of an event subscription,
-	// where several share the container.
-	Prefix string `json:"prefix,omitempty"`
-	// Keep leaves blobs in the container that were read back, and marks them.
-	// Otherwise they are deleted.
-	Keep bool `json:"keep,omitempty"`
-	// Auth is the storage account's key, a shared access signature, or an identity
-	// with the role Storage Blob Data Contributor.
-	Auth credentials.AzureAuth `json:"auth"`
-}
-
 const (
 	defaultBody = 4 << 20
 
 	// defaultBatch messages of 1 KB are 100 KB, for one sync of the disk.
 	defaultBatch    = 100
 	mostBatch       = 1000
-	defaultHubBatch = 300
 	mostConcurrency = 64
 
 	// The bounds of the service (aznamespaces v1.0.0, ReceiveEventsOptions).
@@ -141,9 +97,6 @@ func (s *Source) Validate(path string) error {
 	if s.From != nil {
 		errs = append(errs, s.From.validate(path+".receive"))
 	}
-	if s.DeadLetters != nil {
-		errs = append(errs, s.DeadLetters.validate(path+".deadLetters"))
-	}
 	return errors.Join(errs...)
 }
 
@@ -158,16 +111,12 @@ func (c *Config) validate(path string) error {
 		set++
 		errs = append(errs, c.EventGridNamespace.validate(path+".eventGridNamespace"))
 	}
-	if c.EventHubs != nil {
-		set++
-		errs = append(errs, c.EventHubs.validate(path+".eventHubs"))
-	}
 	switch set {
 	case 0:
-		errs = append(errs, fmt.Errorf("%s: want one of serviceBus, eventGridNamespace, eventHubs", path))
+		errs = append(errs, fmt.Errorf("%s: want serviceBus or eventGridNamespace", path))
 	case 1:
 	default:
-		errs = append(errs, fmt.Errorf("%s: serviceBus, eventGridNamespace and eventHubs exclude each other; keep one, and make a source of each other", path))
+		errs = append(errs, fmt.Errorf("%s: serviceBus and eventGridNamespace exclude each other; keep one, and make a source of the other", path))
 	}
 	return errors.Join(errs...)
 }
@@ -272,44 +221,6 @@ func (c *Namespace) validate(path string) error {
 	return errors.Join(p.errs...)
 }
 
-func (c *EventHub) validate(path string) error {
-	p := &problems{path: path}
-	if !azureamqp.ValidEntity(c.Hub) {
-		p.report(".hub", "%s", azureamqp.EntityRule)
-	}
-	if c.ConsumerGroup == "" {
-		c.ConsumerGroup = "$Default"
-	}
-	if c.ConsumerGroup != "$Default" && !azureamqp.ValidEntity(c.ConsumerGroup) {
-		p.report(".consumerGroup", "%s, or $Default", azureamqp.EntityRule)
-	}
-	switch c.Start {
-	case "":
-		c.Start = Earliest
-	case Earliest, Latest:
-	default:
-		p.report(".start", "want %s or %s, got %q", Earliest, Latest, c.Start)
-	}
-	p.whole(".batch", &c.Batch, defaultHubBatch, 1, mostBatch)
-	p.amqp(c.Namespace, c.Hub, c.Auth)
-	return errors.Join(p.errs...)
-}
-
-func (c *Container) validate(path string) error {
-	p := &problems{path: path}
-	const example = "https://ACCOUNT.blob.core.windows.net/CONTAINER"
-	if u := p.https(".url", c.URL, example); u != nil && (strings.Trim(u.Path, "/") == "" || strings.Count(strings.Trim(u.Path, "/"), "/") > 1) {
-		p.report(".url", "want the container as well, as in %s", example)
-	}
-	if len(c.Prefix) > 1024 || strings.ContainsFunc(c.Prefix, func(r rune) bool { return r < ' ' }) {
-		p.report(".prefix", "want up to 1024 printable characters")
-	}
-	if err := c.Auth.Validate(path+".auth", append([]credentials.AzureMethod{credentials.AzureKey, credentials.AzureSAS}, credentials.AzureIdentities...)...); err != nil {
-		p.errs = append(p.errs, err)
-	}
-	return errors.Join(p.errs...)
-}
-
 // https checks an address, which has no place for a secret, so it can be shown.
 func (p *problems) https(key, raw, example string) *url.URL {
 	u, err := url.Parse(raw)
@@ -329,11 +240,19 @@ func (p *problems) https(key, raw, example string) *url.URL {
 	return nil
 }
 
-// place names the hub.
-func (c *EventHub) place() string {
-	a, err := azureamqp.Locate(c.Namespace, c.Auth, c.Hub)
-	if err != nil {
-		return c.Hub
+// Redacted returns s without its secrets.
+func (s Source) Redacted() Source {
+	if s.From != nil {
+		from := *s.From
+		if b := from.ServiceBus; b != nil {
+			c := *b
+			c.Auth, from.ServiceBus = c.Auth.Redacted(), &c
+		}
+		if n := from.EventGridNamespace; n != nil {
+			c := *n
+			c.Auth, from.EventGridNamespace = c.Auth.Redacted(), &c
+		}
+		s.From = &from
 	}
-	return a.Host() + "/" + c.Hub
+	return s
 }

@@ -20,7 +20,7 @@ type Kind string
 // The kinds of faults.
 const (
 	Credentials   Kind = "credentials"   // refused, or none to be had
-	Configuration Kind = "configuration" // no such queue, topic, hub; sessions or not
+	Configuration Kind = "configuration" // no such queue or topic; sessions or not
 	Throttled     Kind = "throttled"     // asked too much
 	Answer        Kind = "answer"        // an answer that is none
 	Unavailable   Kind = "unavailable"   // it cannot now, or is not reached
@@ -65,13 +65,12 @@ var conditions = map[amqp.ErrCond]struct {
 }{
 	amqp.ErrCondUnauthorizedAccess:           {Credentials, "the key or identity may not receive here; it needs Listen, or the role of a Data Receiver"},
 	"com.microsoft:auth-failed":              {Credentials, "the key or identity may not receive here; it needs Listen, or the role of a Data Receiver"},
-	amqp.ErrCondNotFound:                     {Configuration, "there is no such queue, subscription or hub"},
-	amqp.ErrCondResourceDeleted:              {Configuration, "the queue, subscription or hub was deleted"},
+	amqp.ErrCondNotFound:                     {Configuration, "there is no such queue or subscription"},
+	amqp.ErrCondResourceDeleted:              {Configuration, "the queue or subscription was deleted"},
 	amqp.ErrCondNotAllowed:                   {Configuration, "not allowed; set sessions: true if and only if the queue or subscription requires sessions"},
 	"com.microsoft:entity-disabled":          {Configuration, "the queue or subscription is disabled for receiving"},
 	"com.microsoft:server-busy":              {Throttled, "the service is busy"},
 	"com.microsoft:session-cannot-be-locked": {Unavailable, "another receiver has the session"},
-	amqp.ErrCondStolen:                       {Unavailable, "another reader has taken the partition"},
 }
 
 // busyFor is how long a busy service is left alone; see subscribers/servicebus.
@@ -89,7 +88,7 @@ func amqpFault(err, trouble error, secrets *secret.Texts) *Fault {
 		case http.StatusUnauthorized, http.StatusForbidden:
 			f.Kind = Credentials
 		case http.StatusNotFound:
-			f.Kind, f.Reason = Configuration, f.Reason+": there is no such queue, subscription or hub"
+			f.Kind, f.Reason = Configuration, f.Reason+": there is no such queue or subscription"
 		}
 		return f
 	}

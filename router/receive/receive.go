@@ -1,6 +1,5 @@
 // Package receive takes events in from brokers where they wait: queues and
-// subscriptions of Azure Service Bus, subscriptions of Event Grid namespaces, and
-// event hubs. It is also the way back for what those sources gave up on.
+// subscriptions of Azure Service Bus, and subscriptions of Event Grid namespaces.
 //
 // What it guarantees:
 //
@@ -70,7 +69,9 @@ type source struct {
 	parse  normalise.Parser
 	open   func(ctx context.Context, worker int) (inbox, error)
 	status *board
-	close  []func()
+	// transport is that of a source over HTTP, nil for others.
+	transport *transport
+	close     []func()
 
 	// least and most bound the waits between attempts, renew those between renewals
 	// of a lock; tests are in a hurry.
@@ -102,6 +103,8 @@ func (s *source) equip() error {
 	case from == nil:
 	case from.ServiceBus != nil:
 		return s.equipServiceBus(*from.ServiceBus)
+	case from.EventGridNamespace != nil:
+		return s.equipNamespace(*from.EventGridNamespace)
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ const (
 // Status is how one source is received; counts are since the start of this process.
 type Status struct {
 	Source string `json:"source"`
-	// Way is the key of the configuration: serviceBus, eventGridNamespace, eventHubs.
+	// Way is the key of the configuration: serviceBus, eventGridNamespace.
 	Way string `json:"way"`
 	// From names the queue, subscription or hub.
 	From  string `json:"from"`
@@ -91,8 +91,6 @@ func newBoard(cfg Source, m *Metrics) *board {
 	case from.EventGridNamespace != nil:
 		n := from.EventGridNamespace
 		b.s.Way, b.from = "eventGridNamespace", hostOf(n.Endpoint)+"/"+n.Topic+"/"+n.Subscription
-	case from.EventHubs != nil:
-		b.s.Way, b.from = "eventHubs", from.EventHubs.place()
 	}
 	b.s.From = b.from
 	m.init(cfg.Name)

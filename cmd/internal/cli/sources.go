@@ -182,6 +182,11 @@ func writeSource(out io.Writer, s *admin.Source, now time.Time) error {
 	if p := s.Poll; p != nil {
 		writePolling(line, p, now)
 	}
+	if r := s.Receive; r != nil {
+		line("received from", "%s", r.From)
+		line("receiving", "%s", receivingWords(*r, now))
+		line("messages", "%d received, %d settled, %d to come again, %d dead-lettered, %d here", r.Messages, r.Settled, r.Lost, r.DeadLettered, r.Held)
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
