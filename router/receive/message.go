@@ -31,6 +31,7 @@ type message struct {
 	quarantined int // elements up to here that had to be are in quarantine
 
 	reason *event.Fault // of a verdict tooLarge
+	late   bool         // it was given up on before
 	lost   bool         // it is no longer locked for us
 }
 

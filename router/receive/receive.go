@@ -390,6 +390,11 @@ func (s *source) read(m *message) []event.Result {
 // error some may be stored already; they are recognised when it is called again.
 func (s *source) store(ctx context.Context, in inbox, all []*message) error {
 	o := s.origin(time.Now())
+	o.Late = len(all) > 0 && all[0].late
+	var tell func(publish.Status)
+	if r, ok := in.(recovering); ok {
+		tell = r.out.count
+	}
 	var events []event.Result
 	var whose []*message
 	var faulty []*message
@@ -411,7 +416,7 @@ func (s *source) store(ctx context.Context, in inbox, all []*message) error {
 			faulty = append(faulty, m)
 		}
 	}
-	if err := s.publish(ctx, o, events); errors.Is(err, publish.ErrTooLarge) && len(whose) > 1 {
+	if err := s.publish(ctx, o, events, tell); errors.Is(err, publish.ErrTooLarge) && len(whose) > 1 {
 		// It does not say which; all but that one are stored, and recognised.
 		for _, m := range whose {
 			if err := s.store(ctx, in, []*message{m}); err != nil {
@@ -430,7 +435,7 @@ func (s *source) store(ctx context.Context, in inbox, all []*message) error {
 				continue
 			}
 			s.parts.Log.Warn("element quarantined", "source", s.Name, "message", m.id, "code", r.Fault.Code, "detail", r.Fault.Detail)
-			if err := s.publish(ctx, o, []event.Result{r}); err != nil {
+			if err := s.publish(ctx, o, []event.Result{r}, tell); err != nil {
 				if err := s.oversize(ctx, in, o, []*message{m}, err); err != nil {
 					return err
 				}
@@ -462,15 +467,16 @@ func (s *source) oversize(ctx context.Context, in inbox, o publish.Origin, whose
 	m.reason = event.Faultf(event.FaultTooLarge, "message %.64q has %d bytes, more than the broker stores; only its beginning is here, the whole is in the dead-letter queue of %s; raise the broker's max_payload, then gridfan sources recover %s",
 		m.id, len(m.body), s.status.from, s.Name)
 	o.Header = quarantineHeaders(m.header)
-	if err := s.publish(ctx, o, []event.Result{{Raw: m.body[:min(len(m.body), excerpt)], Fault: m.reason}}); err != nil {
+	if err := s.publish(ctx, o, []event.Result{{Raw: m.body[:min(len(m.body), excerpt)], Fault: m.reason}}, nil); err != nil {
 		return err
 	}
 	m.verdict = tooLarge
 	return nil
 }
 
-// publish stores results and counts them.
-func (s *source) publish(ctx context.Context, o publish.Origin, results []event.Result) error {
+// publish stores results and counts them, and tells what became of each, if tell is
+// not nil.
+func (s *source) publish(ctx context.Context, o publish.Origin, results []event.Result, tell func(publish.Status)) error {
 	if len(results) == 0 {
 		return nil
 	}
@@ -480,6 +486,9 @@ func (s *source) publish(ctx context.Context, o publish.Origin, results []event.
 	}
 	for i, st := range statuses {
 		s.status.element(st, o.Accepted)
+		if tell != nil {
+			tell(st)
+		}
 		if c := results[i].Control; c != nil && c.Kind == event.Deletion {
 			s.parts.Report("source.subscription-deleted", s.Name, map[string]any{"subscription": c.Subscription})
 		}

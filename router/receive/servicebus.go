@@ -14,6 +14,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
 
 	"github.com/gridfan/gridfan/infra/azureamqp"
+	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/infra/secret"
 )
 
@@ -59,7 +60,8 @@ type bus struct {
 	dialer   azureamqp.Dialer
 	address  azureamqp.Address
 	secrets  *secret.Texts
-	identity azcore.TokenCredential // nil with a connection string
+	identity azcore.TokenCredential   // nil with a connection string
+	tokens   *credentials.Credentials // what identity gets them by
 }
 
 func (s *source) newBus(cfg ServiceBus) (*bus, error) {
@@ -71,9 +73,8 @@ func (s *source) newBus(cfg ServiceBus) (*bus, error) {
 		source: s, cfg: cfg, address: address, dialer: azureamqp.NewDialer(address, s.parts.Egress),
 		secrets: secret.Hide(azureamqp.Secrets(cfg.Auth)...),
 	}
-	if tokens := cfg.Auth.Credentials(s.parts.Log); tokens != nil {
-		b.identity = tokens.Azure()
-		s.close = append(s.close, tokens.Close)
+	if b.tokens = cfg.Auth.Credentials(s.parts.Log); b.tokens != nil {
+		b.identity = b.tokens.Azure()
 	}
 	return b, nil
 }
@@ -83,6 +84,7 @@ func (s *source) equipServiceBus(cfg ServiceBus) error {
 	if err != nil {
 		return err
 	}
+	s.close = append(s.close, b.forget)
 	// How many messages to ask for outlasts a connection: it may have ended because
 	// they were too many.
 	asks := make([]int, cfg.Concurrency)

@@ -49,8 +49,9 @@ func TestQueue(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	for i, s := range q.Settlements()[:250] {
-		if s.As != amqptest.Completed || s.Lost {
+	// What arrives between two calls the client itself gives back.
+	for i, s := range q.Settlements() {
+		if s.As != amqptest.Completed && s.As != amqptest.Released || s.Lost {
 			t.Errorf("settlement %d: %+v", i, s)
 		}
 	}

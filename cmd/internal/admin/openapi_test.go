@@ -97,6 +97,7 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 		"RewindOrder":         RewindOrder{},
 		"BaselineOrder":       BaselineOrder{},
 		"ReceiveStatus":       receive.Status{},
+		"Recovery":            receive.Recovery{},
 		"Subscriber":          Subscriber{},
 		"Replica":             Replica{},
 		"Definition":          registry.Definition{},

@@ -65,6 +65,7 @@ func (s *server) sourceRoutes(api *routes) {
 	api.Handle("POST /api/v1/sources/{name}/poll-now", handle(s.pollNow))
 	api.Handle("POST /api/v1/sources/{name}/rewind", handle(s.rewind))
 	api.Handle("POST /api/v1/sources/{name}/baseline", handle(s.baseline))
+	api.Handle("POST /api/v1/sources/{name}/recover", handle(s.recover))
 }
 
 // sources lists all sources by name. Without a broker it tells what this process

@@ -19,7 +19,7 @@ import (
 
 func newSources(env Env) *cobra.Command {
 	return group(&cobra.Command{Use: "sources", Short: "Look after where events come from", Aliases: []string{"source"}},
-		newSourceList(env), newSourceShow(env), newSourcePollNow(env), newSourceRewind(env), newSourceBaseline(env))
+		newSourceList(env), newSourceShow(env), newSourcePollNow(env), newSourceRewind(env), newSourceBaseline(env), newSourceRecover(env))
 }
 
 func newSourceList(env Env) *cobra.Command {
