@@ -24,6 +24,7 @@ const (
 	codeRejected    = 0x25
 	codeReleased    = 0x26
 	codeModified    = 0x27
+	codeSource      = 0x28
 
 	codeMechanisms = 0x40
 	codeInit       = 0x41
@@ -55,6 +56,15 @@ type described struct {
 	code  uint64
 	value []any
 }
+
+// tagged is a value with a descriptor of a vendor's.
+type tagged struct {
+	code  uint64
+	value any
+}
+
+// dictionary is a map whose keys are symbols, as keys and values in turn.
+type dictionary []any
 
 var errShort = errors.New("amqp: cut short")
 
@@ -195,17 +205,56 @@ func text(v raw) string {
 	return ""
 }
 
+// inside gives the fields of a described list.
+func inside(v raw) []raw {
+	_, rest := undescribed(v)
+	fields, err := items(rest)
+	if err != nil {
+		return nil
+	}
+	return fields
+}
+
+// undescribed takes a value's descriptor off.
+func undescribed(v raw) (code uint64, value raw) {
+	if len(v) == 0 || v[0] != 0 {
+		return 0, v
+	}
+	descriptor, rest, err := next(v[1:])
+	if err != nil {
+		return 0, nil
+	}
+	return number(descriptor), rest
+}
+
+// pairs gives the members of a map by the texts of their keys.
+func pairs(m raw) map[string]raw {
+	var b []byte
+	switch {
+	case len(m) >= 3 && m[0] == 0xc1:
+		b = m[3:]
+	case len(m) >= 9 && m[0] == 0xd1:
+		b = m[9:]
+	}
+	all := map[string]raw{}
+	for len(b) > 0 {
+		key, rest, err := next(b)
+		if err != nil {
+			return all
+		}
+		value, rest, err := next(rest)
+		if err != nil {
+			return all
+		}
+		all[text(key)], b = value, rest
+	}
+	return all
+}
+
 // address reads that of a source or target.
 func address(terminus raw) string {
-	if len(terminus) == 0 || terminus[0] != 0 {
-		return ""
-	}
-	_, rest, err := next(terminus[1:])
-	if err != nil {
-		return ""
-	}
-	fields, err := items(rest)
-	if err != nil || len(fields) == 0 {
+	fields := inside(terminus)
+	if len(fields) == 0 {
 		return ""
 	}
 	return text(fields[0])
@@ -237,6 +286,21 @@ func appendValue(b []byte, v any) []byte {
 		return append(binary.BigEndian.AppendUint32(append(b, 0xb3), uint32(len(v))), v...)
 	case []byte:
 		return append(binary.BigEndian.AppendUint32(append(b, 0xb0), uint32(len(v))), v...)
+	case int64:
+		return binary.BigEndian.AppendUint64(append(b, 0x81), uint64(v))
+	case tagged:
+		return appendValue(binary.BigEndian.AppendUint64(append(b, 0, 0x80), v.code), v.value)
+	case dictionary:
+		var list []byte
+		for i, item := range v {
+			if name, ok := item.(string); ok && i%2 == 0 {
+				item = symbol(name)
+			}
+			list = appendValue(list, item)
+		}
+		b = binary.BigEndian.AppendUint32(append(b, 0xd1), uint32(len(list)+4))
+		b = binary.BigEndian.AppendUint32(b, uint32(len(v)))
+		return append(b, list...)
 	case described:
 		b = append(b, 0, 0x53, byte(v.code)) // all codes here fit; go-amqp reads no other form
 		var list []byte

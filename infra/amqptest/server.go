@@ -1,7 +1,9 @@
 // Package amqptest plays Azure Service Bus for tests: an AMQP 1.0 server on a
-// loopback address that the unchanged azservicebus client sends to. It knows what
-// that client asks for (v1.11.0; 2026-11): SASL, the claims of $cbs, the link to
-// $management, and links that messages come in by, in several frames or in batches.
+// loopback address that the unchanged azservicebus client sends to and receives from.
+// It knows what that client asks for (v1.11.0; 2026-11): SASL, the claims of $cbs, the
+// link to $management, links that messages come in by, in several frames or in
+// batches, and links that they go out by, with locks, sessions and dead letters; see
+// Queue.
 package amqptest
 
 import (
@@ -85,6 +87,9 @@ type Server struct {
 	conns    map[net.Conn]bool
 	accepted int
 	closed   bool
+	queues   map[string]*Queue
+
+	over chan struct{} // closed when the test ends
 }
 
 // Start starts a server for a test.
@@ -97,10 +102,11 @@ func Start(t testing.TB, opts Options) *Server {
 	if opts.MaxMessage == 0 {
 		opts.MaxMessage = 1 << 20
 	}
-	s := &Server{Addr: l.Addr().String(), opts: opts, listener: l, conns: map[net.Conn]bool{}}
+	s := &Server{Addr: l.Addr().String(), opts: opts, listener: l, conns: map[net.Conn]bool{}, queues: map[string]*Queue{}, over: make(chan struct{})}
 	s.running.Go(s.accept)
 	t.Cleanup(func() {
 		l.Close()
+		close(s.over)
 		s.mu.Lock()
 		s.closed = true
 		s.mu.Unlock()
@@ -154,6 +160,7 @@ func (s *Server) accept() {
 				c.net = tls.Server(tcp, s.opts.TLS)
 			}
 			defer c.answers.Wait()
+			defer c.leave()
 			defer close(c.over)
 			c.serve()
 		})
@@ -174,10 +181,17 @@ type conn struct {
 
 type session struct {
 	links map[uint32]*link // by the client's handle, which is ours too
-	next  uint32           // id of our next transfer
+
+	mu   sync.Mutex       // guards all below
+	next uint32           // id of our next transfer
+	out  map[uint32]*link // that a transfer of ours went by
 }
 
 type link struct {
+	conn     *conn
+	on       *session
+	channel  uint16
+	handle   uint32
 	name     string
 	address  string
 	fromThem bool // they send
@@ -185,6 +199,19 @@ type link struct {
 	format   uint64
 	id       uint32
 	count    uint32
+
+	// Of a link that a Queue sends by, which guards them.
+	queue   *Queue
+	session string
+	room    int             // credit that is left
+	sent    map[uint32]sent // by id of the transfer
+	gone    bool
+}
+
+// sent is a message that was given out.
+type sent struct {
+	tag       [16]byte
+	messageID any
 }
 
 var (
@@ -261,59 +288,245 @@ func (c *conn) handle(f frame) error {
 	case codeOpen:
 		c.write(frameAMQP, 0, codeOpen, []any{"amqptest", nil, uint32(maxFrame), uint16(65535)}, nil)
 	case codeBegin:
-		c.sessions[f.channel] = &session{links: map[uint32]*link{}}
+		c.sessions[f.channel] = &session{links: map[uint32]*link{}, out: map[uint32]*link{}}
 		c.write(frameAMQP, f.channel, codeBegin, []any{f.channel, uint32(0), uint32(1 << 30), uint32(1 << 30), uint32(65535)}, nil)
 	case codeAttach:
 		c.attach(f.channel, s, f)
 	case codeTransfer:
 		return c.transfer(f.channel, s, f)
+	case codeFlow:
+		if handle := f.field(4); s != nil && handle != nil {
+			c.allow(s.links[uint32(number(handle))], uint32(number(f.field(5))), uint32(number(f.field(6))))
+		}
+	case codeDisposition:
+		c.disposition(f.channel, s, f)
 	case codeDetach:
 		handle := uint32(number(f.field(0)))
-		if s.links[handle] != nil {
+		if l := s.links[handle]; l != nil {
+			l.leave()
 			delete(s.links, handle)
 			c.write(frameAMQP, f.channel, codeDetach, []any{handle, true}, nil)
 		}
 	case codeEnd:
+		for _, l := range s.links {
+			l.leave()
+		}
 		delete(c.sessions, f.channel)
 		c.write(frameAMQP, f.channel, codeEnd, nil, nil)
 	case codeClose:
 		c.write(frameAMQP, 0, codeClose, nil, nil)
 		return errDone
 	}
-	return nil // flows and dispositions ask for no answer
+	return nil
+}
+
+// leave takes all links from their queues.
+func (c *conn) leave() {
+	for _, s := range c.sessions {
+		for _, l := range s.links {
+			l.leave()
+		}
+	}
+}
+
+func (l *link) leave() {
+	if l.queue == nil {
+		return
+	}
+	l.queue.mu.Lock()
+	l.gone = true
+	l.queue.mu.Unlock()
+	l.queue.leave(l)
+}
+
+// allow takes note of how much they can take (part 2, §2.6.7 of the transport).
+func (c *conn) allow(l *link, count, credit uint32) {
+	if l == nil || l.queue == nil {
+		return
+	}
+	l.queue.mu.Lock()
+	l.room = int(int32(count + credit - l.count))
+	l.queue.mu.Unlock()
+	l.queue.pump()
+}
+
+// send sends a message over a link of which they are the receiver, in frames of a
+// size that they can take.
+func (c *conn) send(l *link, tag, message []byte, settled bool) (id uint32) {
+	const most = 16 << 10
+	l.on.mu.Lock()
+	defer l.on.mu.Unlock()
+	id = l.on.next
+	l.on.next++
+	l.count++
+	if !settled {
+		l.on.out[id] = l
+	}
+	for first := true; first || len(message) > 0; first = false {
+		part := message[:min(len(message), most)]
+		message = message[len(part):]
+		fields := []any{l.handle, nil, nil, nil, nil, len(message) > 0}
+		if first {
+			fields = []any{l.handle, id, tag, uint32(0), settled, len(message) > 0}
+		}
+		c.write(frameAMQP, l.channel, codeTransfer, fields, part)
+	}
+	return id
+}
+
+// disposition is what they do with what we sent.
+func (c *conn) disposition(channel uint16, s *session, f frame) {
+	first, last := uint32(number(f.field(1))), uint32(number(f.field(1)))
+	if f.field(2) != nil {
+		last = uint32(number(f.field(2)))
+	}
+	state, value := undescribed(f.field(4))
+	fields, err := items(value)
+	if err != nil {
+		fields = nil
+	}
+	as, reason, description := Completed, "", ""
+	switch state {
+	case codeReleased:
+		as = Released
+	case codeModified:
+		as = Abandoned
+	case codeRejected:
+		as = DeadLettered
+		if len(fields) > 0 {
+			if e := inside(fields[0]); len(e) > 2 {
+				info := pairs(e[2])
+				reason, description = text(info["DeadLetterReason"]), text(info["DeadLetterErrorDescription"])
+			}
+		}
+	}
+	for id := first; id <= last; id++ {
+		s.mu.Lock()
+		l := s.out[id]
+		delete(s.out, id)
+		s.mu.Unlock()
+		if l == nil || l.queue == nil {
+			continue
+		}
+		answer := described{codeAccepted, nil}
+		switch {
+		case l.queue.settle(l, id, as, reason, description):
+			answer = described{codeRejected, []any{condition(Error{"com.microsoft:message-lock-lost", "The lock supplied is invalid."})}}
+		case as == DeadLettered:
+			answer = described{codeRejected, nil}
+		}
+		c.write(frameAMQP, channel, codeDisposition, []any{false, id, id, true, answer}, nil)
+	}
 }
 
 // attach answers with the same link, seen from our side.
 func (c *conn) attach(channel uint16, s *session, f frame) {
 	handle := uint32(number(f.field(1)))
-	l := &link{name: text(f.field(0)), fromThem: !truth(f.field(2))}
-	source, target := f.field(5), f.field(6)
-	l.address = address(target)
+	l := &link{conn: c, on: s, channel: channel, handle: handle, name: text(f.field(0)), fromThem: !truth(f.field(2)), sent: map[uint32]sent{}}
+	source, target := any(f.field(5)), any(f.field(6))
+	l.address = address(f.field(6))
 	if !l.fromThem {
-		l.address = address(source)
+		l.address = address(f.field(5))
 	}
+	entity := l.address != "$cbs" && !strings.HasSuffix(l.address, "/$management")
 	var refused *Error
-	if c.server.opts.Attach != nil && l.address != "$cbs" && !strings.HasSuffix(l.address, "/$management") {
+	if c.server.opts.Attach != nil && entity {
 		refused = c.server.opts.Attach(l.address)
 	}
-	if refused != nil {
-		source, target = nil, nil
+	if !l.fromThem && entity && refused == nil {
+		if l.queue = c.server.queue(l.address); l.queue == nil {
+			refused = &Error{"amqp:not-found", "The messaging entity '" + l.address + "' could not be found."}
+		}
 	}
-	var first any // delivery-count, of whoever sends
-	if !l.fromThem {
-		first = uint32(0)
+	answer := func(source, target any, properties any, refused *Error) {
+		if refused != nil {
+			source, target = nil, nil
+		}
+		var first any // delivery-count, of whoever sends
+		if !l.fromThem {
+			first = uint32(0)
+		}
+		// The settle modes come back as they were asked for, or the client hangs up.
+		c.write(frameAMQP, channel, codeAttach, []any{
+			l.name, handle, l.fromThem, f.field(3), f.field(4), source, target, nil, false, first, c.server.opts.MaxMessage, nil, nil, properties,
+		}, nil)
+		if refused != nil {
+			c.write(frameAMQP, channel, codeDetach, []any{handle, true, condition(*refused)}, nil)
+		}
 	}
-	// The settle modes come back as they were asked for, or the client hangs up.
-	c.write(frameAMQP, channel, codeAttach, []any{
-		l.name, handle, l.fromThem, f.field(3), f.field(4), source, target, nil, false, first, c.server.opts.MaxMessage,
-	}, nil)
+	if l.queue != nil && refused == nil {
+		s.links[handle] = l
+		if l.queue.opts.Sessions {
+			c.answers.Go(func() { c.accept(l, f, target, answer) })
+			return
+		}
+		l.queue.mu.Lock()
+		l.queue.links = append(l.queue.links, l)
+		l.queue.mu.Unlock()
+	}
+	answer(source, target, nil, refused)
 	if refused != nil {
-		c.write(frameAMQP, channel, codeDetach, []any{handle, true, condition(*refused)}, nil)
 		return
 	}
 	s.links[handle] = l
 	if l.fromThem {
 		c.credit(channel, handle, l)
+	}
+}
+
+// accept waits for a session and then lets a receiver have it.
+func (c *conn) accept(l *link, f frame, target any, answer func(source, target, properties any, refused *Error)) {
+	const name, code, ticksOfEpoch = "com.microsoft:session-filter", 0x137000000c, 621355968000000000
+	wanted, anySession := "", true
+	var filters map[string]raw
+	if fields := inside(f.field(5)); len(fields) > 7 {
+		filters = pairs(fields[7])
+	}
+	filter, ok := filters[name]
+	if !ok {
+		answer(nil, nil, nil, &Error{"amqp:not-allowed", "It is not possible for an entity that requires sessions to create a non-sessionful message receiver."})
+		return
+	}
+	if _, v := undescribed(filter); len(v) > 0 && v[0] != 0x40 {
+		wanted, anySession = text(v), false
+	}
+	wait := time.Minute
+	if ms := number(pairs(f.field(13))["com.microsoft:timeout"]); ms > 0 {
+		wait = time.Duration(ms) * time.Millisecond
+	}
+	deadline := time.After(wait)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		q := l.queue
+		if id, ok := q.next(l, wanted, anySession); ok {
+			q.mu.Lock()
+			l.session = id
+			gone := l.gone
+			if !gone {
+				q.links = append(q.links, l)
+			}
+			q.mu.Unlock()
+			if gone {
+				q.leave(l)
+				return
+			}
+			answer(described{codeSource, []any{l.address, nil, nil, nil, nil, nil, nil, dictionary{name, tagged{code, id}}}}, target,
+				dictionary{"com.microsoft:locked-until-utc", ticksOfEpoch + time.Now().Add(q.opts.Lock).UnixNano()/100}, nil)
+			return
+		}
+		if !anySession {
+			answer(nil, nil, nil, &Error{"com.microsoft:session-cannot-be-locked", "The requested session is locked by another receiver."})
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-c.over:
+			return
+		case <-deadline:
+			answer(nil, nil, nil, &Error{"com.microsoft:timeout", "There is no session with messages."})
+			return
+		}
 	}
 }
 
@@ -362,6 +575,14 @@ func (c *conn) transfer(channel uint16, s *session, f frame) error {
 	}
 	if l.address == "$cbs" {
 		c.claim(channel, s, l.id, message)
+		return nil
+	}
+	if entity, ok := strings.CutSuffix(l.address, "/$management"); ok {
+		value, status, text := any(nil), int32(404), "There is no such entity."
+		if q := c.server.queue(entity); q != nil {
+			value, status, text = q.manage(message)
+		}
+		c.reply(channel, s, l, message, value, status, text)
 		return nil
 	}
 	id := l.id
@@ -418,28 +639,36 @@ func (c *conn) answer(channel uint16, handle, id uint32, v Verdict) {
 	}
 }
 
-// claim judges a token and says so on the link that the client receives answers by.
+// claim judges a token and says so.
 func (c *conn) claim(channel uint16, s *session, id uint32, request *amqp.Message) {
-	c.write(frameAMQP, channel, codeDisposition, []any{true, id, id, true, described{codeAccepted, nil}}, nil)
 	audience, _ := request.ApplicationProperties["name"].(string)
 	token, _ := request.Value.(string)
 	status := 202
 	if c.server.opts.Claim != nil {
 		status = c.server.opts.Claim(audience, token)
 	}
-	reply := &amqp.Message{
-		Properties:            &amqp.MessageProperties{CorrelationID: request.Properties.MessageID},
-		ApplicationProperties: map[string]any{"status-code": int32(status), "status-description": "judged: " + token},
+	c.reply(channel, s, &link{address: "$cbs", id: id}, request, nil, int32(status), "judged: "+token)
+}
+
+// reply answers a request on the link that the client receives answers by.
+func (c *conn) reply(channel uint16, s *session, asked *link, request *amqp.Message, value any, status int32, text string) {
+	c.write(frameAMQP, channel, codeDisposition, []any{true, asked.id, asked.id, true, described{codeAccepted, nil}}, nil)
+	// Service Bus and Event Hubs spell these in two ways.
+	answer := &amqp.Message{
+		Properties: &amqp.MessageProperties{CorrelationID: request.Properties.MessageID},
+		ApplicationProperties: map[string]any{
+			"status-code": status, "status-description": text, "statusCode": status, "statusDescription": text,
+		},
+		Value: value,
 	}
-	b, err := reply.MarshalBinary()
+	b, err := answer.MarshalBinary()
 	if err != nil {
 		c.tcp.Close()
 		return
 	}
-	for handle, l := range s.links {
-		if !l.fromThem && l.address == "$cbs" {
-			c.write(frameAMQP, channel, codeTransfer, []any{handle, s.next, []byte{byte(s.next)}, uint32(0), true, false}, b)
-			s.next++
+	for _, l := range s.links {
+		if !l.fromThem && l.address == asked.address {
+			c.send(l, []byte{1}, b, true)
 			return
 		}
 	}

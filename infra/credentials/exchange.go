@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/infra/retryafter"
 	"github.com/gridfan/gridfan/infra/secret"
 )
@@ -124,7 +125,8 @@ func (x *exchange) failure(ctx context.Context, fallback string) *Error {
 		e.Reason = NoToken + " from " + host + ": its answer is longer than " + strconv.Itoa(maxAnswer>>10) + " KiB"
 		return e
 	case x.err != nil:
-		e.Reason = NoToken + " from " + host + ": " + x.transportWords(x.err)
+		_, words := egress.Explain(x.err, x.hide.Printable)
+		e.Reason = NoToken + " from " + host + ": " + words
 		return e
 	}
 	code := "HTTP " + strconv.Itoa(x.status)
@@ -143,8 +145,6 @@ func (x *exchange) failure(ctx context.Context, fallback string) *Error {
 	e.Reason = NoToken + " from " + host + ": " + code
 	return e
 }
-
-func (x *exchange) transportWords(err error) string { return NoAnswer(x.hide, err) }
 
 // checkToken says what keeps a token from being sent; empty for nothing.
 func checkToken(value, kind string) string {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gridfan/gridfan/router/auth"
+	"github.com/gridfan/gridfan/router/normalise"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/schemas/custom"
 	"github.com/gridfan/gridfan/schemas/event"
@@ -42,7 +43,7 @@ const RolloutGrace = 10 * time.Minute
 type Source struct {
 	// Name is the last part of the ingress URL and a token of every subject.
 	Name string
-	// Kind is the wire format family, one of Kinds.
+	// Kind is the wire format family, one of normalise.Kinds.
 	Kind string
 	// Environment scopes identity: the same event through two sources of one
 	// environment is published once. Default: the name.
@@ -108,9 +109,6 @@ const (
 	defaultConcurrency = 256
 )
 
-// Kinds lists the source kinds understood.
-func Kinds() []string { return slices.Sorted(maps.Keys(kinds)) }
-
 // Validate sets defaults and reports every problem, each beginning with the
 // path of its key in the configuration file.
 func (s *Source) Validate() error {
@@ -123,9 +121,9 @@ func (s *Source) Validate() error {
 		bad("", "a name is 1 to 63 lower-case letters, digits and dashes, and begins with a letter or digit")
 	}
 	if s.Kind == "" {
-		bad(".kind", "missing; want %s", oneOf(Kinds()))
-	} else if kinds[s.Kind] == nil {
-		bad(".kind", "want %s, got %q", oneOf(Kinds()), s.Kind)
+		bad(".kind", "missing; want %s", oneOf(normalise.Kinds()))
+	} else if !normalise.Known(s.Kind) {
+		bad(".kind", "want %s, got %q", oneOf(normalise.Kinds()), s.Kind)
 	}
 	if s.Environment == "" {
 		s.Environment = s.Name

@@ -28,6 +28,7 @@ import (
 
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/router/auth"
+	"github.com/gridfan/gridfan/router/normalise"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/schemas/event"
 )
@@ -56,7 +57,7 @@ type Ingress struct {
 type source struct {
 	Source
 	auth       *auth.Authenticator
-	parser     parser
+	parser     normalise.Parser
 	maxBody    int64
 	handshakes *rate.Limiter
 	rate       *rate.Limiter // nil for no limit
@@ -89,7 +90,7 @@ func New(cfg Config, m *Metrics, report Report, log *slog.Logger) (*Ingress, err
 		if s.auth, err = auth.New(cfg.Auth, auth.Deps{Log: log, Keys: keys}); err != nil {
 			return nil, fmt.Errorf("source %q: %w", cfg.Name, err)
 		}
-		if s.parser, err = kinds[cfg.Kind](cfg); err != nil {
+		if s.parser, err = normalise.New(cfg.Kind, normalise.Options{BusinessKeys: cfg.BusinessKeys, Mapping: cfg.Mapping}); err != nil {
 			return nil, fmt.Errorf("source %q: %w", cfg.Name, err)
 		}
 		if cfg.Limits.Rate > 0 {

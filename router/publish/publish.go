@@ -61,6 +61,8 @@ type Origin struct {
 	Environment string // scope of identity
 	Via         string // push, poll, reconcile, replay
 	Accepted    time.Time
+	// Late: its source had given up on it, and it was read back there.
+	Late bool
 	// Header holds the request's headers that help to understand a
 	// quarantined body later. No secrets.
 	Header map[string]string
@@ -365,6 +367,12 @@ func stamp(e *event.Event, o Origin) *event.Event {
 			e.Set("sender"+a.name, theirs)
 		}
 		e.Set(a.name, a.value)
+	}
+	if o.Late {
+		if theirs := e.Get(event.ExtLate); theirs != "" && theirs != "true" {
+			e.Set("sender"+event.ExtLate, theirs)
+		}
+		e.SetExtension(event.Extension{Name: event.ExtLate, Value: "true", Type: event.Boolean})
 	}
 	return e
 }

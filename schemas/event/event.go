@@ -44,6 +44,7 @@ const (
 	ExtLegalEntity  = "legalentity"   // company, lower case
 	ExtAction       = "action"        // created, updated, deleted, occurred
 	ExtVia          = "via"           // push, poll, reconcile, replay
+	ExtLate         = "late"          // true: read back from where its source had given up on it
 	ExtSequence     = "sequence"      // the sender's ordering number, as text
 	ExtPartitionKey = "partitionkey"
 	ExtRecordedTime = "recordedtime" // when gridfan accepted it, RFC 3339

@@ -6,15 +6,11 @@ package reply
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/gridfan/gridfan/infra/credentials"
@@ -98,64 +94,14 @@ func (s *Secrets) NoAnswer(ctx context.Context, err error, took time.Duration) d
 	case context.DeadlineExceeded:
 		return deliver.Attempt{Outcome: deliver.Failed, Fault: deliver.FaultTimeout, Reason: "timed out after " + roundOff(took)}
 	}
-	fault, reason := s.classify(err)
-	return deliver.Attempt{Outcome: deliver.Failed, Fault: fault, Reason: reason}
+	trouble, reason := egress.Explain(err, s.Printable)
+	return deliver.Attempt{Outcome: deliver.Failed, Fault: faults[trouble], Reason: reason}
 }
 
-// classify puts a transport error into few words. Only what may have reached the
-// destination is a time-out: whoever fears to repeat a request need not fear one
-// whose connection did not come about.
-func (s *Secrets) classify(err error) (deliver.Fault, string) {
-	text := err.Error()
-	refused, isRefused := errors.AsType[*egress.RefusedError](err)
-	_, isUnresolved := errors.AsType[*egress.UnresolvedError](err)
-	dns, isDNS := errors.AsType[*net.DNSError](err)
-	op, isOp := errors.AsType[*net.OpError](err)
-	record, isRecord := errors.AsType[tls.RecordHeaderError](err)
-	timeout, isNet := errors.AsType[net.Error](err)
-	switch {
-	case isRefused:
-		return deliver.FaultAddress, s.Printable(refused.Error(), 512)
-	case isUnresolved:
-		return deliver.FaultDNS, "name lookup failed here, where the address is judged before a proxy is asked; if only the proxy can look names up, set egress.proxyResolves"
-	case isDNS && dns.IsNotFound:
-		return deliver.FaultDNS, "no such host"
-	case isDNS && dns.IsTimeout:
-		return deliver.FaultDNS, "name lookup timed out"
-	case isDNS:
-		return deliver.FaultDNS, "name lookup failed"
-	case isOp && op.Op == "proxyconnect":
-		return deliver.FaultNetwork, "the proxy cannot be reached"
-	case strings.Contains(text, "TLS handshake timeout"): // net/http has no type for it
-		return deliver.FaultNetwork, "TLS: handshake timed out after " + roundOff(connectTimeout)
-	case isOp && op.Op == "dial" && op.Timeout():
-		return deliver.FaultNetwork, "connecting timed out after " + roundOff(connectTimeout)
-	case isNet && timeout.Timeout():
-		return deliver.FaultTimeout, "timed out"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return deliver.FaultNetwork, "connection refused"
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return deliver.FaultNetwork, "connection reset"
-	case errors.Is(err, syscall.EHOSTUNREACH):
-		return deliver.FaultNetwork, "no route to host"
-	case errors.Is(err, syscall.ENETUNREACH):
-		return deliver.FaultNetwork, "network unreachable"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
-		strings.Contains(text, "server closed idle connection"):
-		return deliver.FaultNetwork, "connection closed without an answer"
-	case isRecord && string(record.RecordHeader[:]) == "HTTP/":
-		return deliver.FaultTLS, "TLS: the other side speaks plain HTTP"
-	case isRecord:
-		return deliver.FaultTLS, "TLS: the other side does not speak it"
-	case strings.Contains(text, "://"): // the address of a proxy may hold a password
-		return deliver.FaultNetwork, "the request could not be sent"
-	}
-	for _, prefix := range []string{"x509: ", "tls: "} {
-		if _, rest, ok := strings.Cut(text, prefix); ok {
-			return deliver.FaultTLS, "TLS: " + s.Printable(rest, 256)
-		}
-	}
-	return deliver.FaultNetwork, "transport error: " + s.Printable(text, 256)
+// faults are what kinds of trouble are called in an Attempt.
+var faults = map[egress.Trouble]deliver.Fault{
+	egress.AddressTrouble: deliver.FaultAddress, egress.DNSTrouble: deliver.FaultDNS, egress.NetworkTrouble: deliver.FaultNetwork,
+	egress.TLSTrouble: deliver.FaultTLS, egress.Timeout: deliver.FaultTimeout,
 }
 
 // NoToken is the Attempt of which nothing was sent for want of a token. Neither the

@@ -3,12 +3,12 @@ package servicebus
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
 	"github.com/Azure/go-amqp"
 
+	"github.com/gridfan/gridfan/infra/azureamqp"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/reply"
 )
@@ -80,7 +80,7 @@ func judge(secrets *reply.Secrets, err error, size int, limit int64) (deliver.At
 	case errors.Is(err, errSessions):
 		return deliver.Attempt{Outcome: deliver.Rejected, Fault: deliver.FaultRefused, Status: 400, Reason: "not sent: " + err.Error()}, alive
 	}
-	if status, ok := claimStatus(err); ok {
+	if status, ok := azureamqp.ClaimStatus(err); ok {
 		a := secrets.Judge(status, nil, nil)
 		// What the service says of a token may quote it.
 		a.Reason = fmt.Sprintf("HTTP %d for the key or identity", status)
@@ -89,7 +89,7 @@ func judge(secrets *reply.Secrets, err error, size int, limit int64) (deliver.At
 		}
 		return a, broken
 	}
-	condition, description, ok := said(err)
+	condition, description, ok := azureamqp.Said(err)
 	if !ok {
 		return deliver.Attempt{}, broken
 	}
@@ -101,7 +101,7 @@ func judge(secrets *reply.Secrets, err error, size int, limit int64) (deliver.At
 	if m.fault == deliver.FaultThrottled {
 		a.RetryAfter = busyFor
 	}
-	if text := secrets.Printable(signature.ReplaceAllString(description, "$1=<redacted>"), 512); text != "" {
+	if text := secrets.Printable(azureamqp.Unsigned(description), 512); text != "" {
 		a.Reason += ": " + text
 	}
 	switch _, wrapped := errors.AsType[*azservicebus.Error](err); {
@@ -113,48 +113,12 @@ func judge(secrets *reply.Secrets, err error, size int, limit int64) (deliver.At
 	return a, alive
 }
 
-// signature is what a token of a connection string is told by.
-var signature = regexp.MustCompile(`(?i)\b(sig|SharedAccessKey|SharedAccessSignature)=[^&;\s]+`)
-
 // unsigned is err without signatures: the client quotes answers.
 func unsigned(err error) error {
-	if text := err.Error(); signature.MatchString(text) {
-		return errors.New(signature.ReplaceAllString(text, "$1=<redacted>"))
+	if text := err.Error(); azureamqp.Unsigned(text) != text {
+		return errors.New(azureamqp.Unsigned(text))
 	}
 	return err
-}
-
-// claimStatus is the status by which the service refused a token.
-func claimStatus(err error) (int, bool) {
-	if e, ok := errors.AsType[*azservicebus.Error](err); ok {
-		status := map[azservicebus.Code]int{azservicebus.CodeUnauthorizedAccess: 401, azservicebus.CodeNotFound: 404}[e.Code]
-		if _, _, ok := said(err); !ok && status != 0 {
-			return status, true
-		}
-	}
-	var answer interface {
-		error
-		RPCCode() int
-	}
-	if errors.As(err, &answer) {
-		return answer.RPCCode(), true
-	}
-	return 0, false
-}
-
-// quoted is a condition in the text of an error that does not give it otherwise
-// (azservicebus v1.11.0 wraps without Unwrap; go-amqp v1.7.0 writes this).
-var quoted = regexp.MustCompile(`(?s)\*Error\{Condition: ([^,]+), Description: (.*), Info: `)
-
-// said gives the condition in err.
-func said(err error) (amqp.ErrCond, string, bool) {
-	if e, ok := errors.AsType[*amqp.Error](err); ok {
-		return e.Condition, e.Description, true
-	}
-	if m := quoted.FindStringSubmatch(err.Error()); m != nil {
-		return amqp.ErrCond(m[1]), m[2], true
-	}
-	return "", "", false
 }
 
 // ended says whether err is the end of a link, session or connection.

@@ -2,7 +2,6 @@ package servicebus
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"net"
 	"sync"
@@ -11,7 +10,7 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
 
-	"github.com/gridfan/gridfan/infra/egress"
+	"github.com/gridfan/gridfan/infra/azureamqp"
 )
 
 const (
@@ -197,8 +196,8 @@ func (l *link) complain(err error) {
 }
 
 // dial opens the connection.
-func (l *link) dial(ctx context.Context, d dialer) (net.Conn, error) {
-	c, err := d.dial(ctx)
+func (l *link) dial(ctx context.Context, d azureamqp.Dialer) (net.Conn, error) {
+	c, err := d.Dial(ctx)
 	if err != nil {
 		l.complain(err)
 		return nil, err
@@ -242,33 +241,4 @@ func (w *watched) Write(b []byte) (int, error) {
 		w.link.complain(err)
 	}
 	return n, err
-}
-
-// dialer knows where the service is.
-type dialer struct {
-	address string
-	tls     *tls.Config // nil for an emulator, which speaks in the clear
-	way     *egress.Way
-}
-
-func newDialer(address string, plain bool, way *egress.Way) dialer {
-	d := dialer{address: address, way: way}
-	if !plain {
-		host, _, _ := net.SplitHostPort(address)
-		d.tls = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host}
-	}
-	return d
-}
-
-func (d dialer) dial(ctx context.Context) (net.Conn, error) {
-	c, err := d.way.DialContext(ctx, "tcp", d.address)
-	if err != nil || d.tls == nil {
-		return c, err
-	}
-	secure := tls.Client(c, d.tls)
-	if err := secure.HandshakeContext(ctx); err != nil {
-		c.Close()
-		return nil, err
-	}
-	return secure, nil
 }

@@ -37,16 +37,13 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
 
+	"github.com/gridfan/gridfan/infra/azureamqp"
 	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/reply"
 )
-
-// scope is that of tokens for Service Bus, as the client asks for (v1.11.0,
-// internal/sbauth; 2026-11).
-const scope = "https://servicebus.azure.net//.default"
 
 // Options are what a Sender is told besides its configuration.
 type Options struct {
@@ -69,7 +66,7 @@ type Sender struct {
 	secrets  *reply.Secrets
 	identity azcore.TokenCredential   // nil with a connection string
 	tokens   *credentials.Credentials // nil unless identity is theirs
-	dialer   dialer
+	dialer   azureamqp.Dialer
 	newLink  func(*link) (*azservicebus.Client, error)
 	limit    atomic.Int64 // bytes of a batch
 
@@ -92,16 +89,16 @@ func New(cfg Config, opts Options) (*Sender, error) {
 	if err := cfg.Validate("serviceBus"); err != nil {
 		return nil, err
 	}
-	address, plain, err := cfg.address()
+	address, err := cfg.address()
 	if err != nil {
 		return nil, err // Validate has looked
 	}
 	s := &Sender{
 		entity:   cfg.Queue + cfg.Topic,
 		session:  cfg.Session,
-		secrets:  reply.Hide(cfg.secrets()...),
+		secrets:  reply.Hide(azureamqp.Secrets(cfg.Auth)...),
 		identity: opts.Identity,
-		dialer:   newDialer(address, plain, opts.Egress),
+		dialer:   azureamqp.NewDialer(address, opts.Egress),
 	}
 	s.limit.Store(leastLimit)
 	if s.identity == nil {
@@ -123,8 +120,7 @@ func New(cfg Config, opts Options) (*Sender, error) {
 			o.ApplicationID += "/" + opts.Version
 		}
 		if s.identity != nil {
-			host, _, _ := net.SplitHostPort(address)
-			return azservicebus.NewClient(host, s.identity, o)
+			return azservicebus.NewClient(address.Host(), s.identity, o)
 		}
 		return azservicebus.NewClientFromConnectionString(cfg.Auth.ConnectionString, o)
 	}
@@ -197,7 +193,7 @@ func (s *Sender) attempt(ctx context.Context, send func(context.Context, *link) 
 	}
 	secrets := s.secrets
 	if s.identity != nil {
-		token, err := s.identity.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{scope}})
+		token, err := s.identity.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{azureamqp.Scope}})
 		if err != nil {
 			return secrets.NoToken(ctx, err, took())
 		}

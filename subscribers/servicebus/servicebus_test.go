@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/gridfan/gridfan/infra/amqptest"
+	"github.com/gridfan/gridfan/infra/azureamqp"
 	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/schemas/event"
@@ -52,7 +53,7 @@ func overPlain(t *testing.T, opts amqptest.Options) (*Sender, *amqptest.Server) 
 type identity struct{ err error }
 
 func (i identity) GetToken(_ context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
-	if len(o.Scopes) != 1 || o.Scopes[0] != scope {
+	if len(o.Scopes) != 1 || o.Scopes[0] != azureamqp.Scope {
 		return azcore.AccessToken{}, fmt.Errorf("scopes %v", o.Scopes)
 	}
 	return azcore.AccessToken{Token: canaryToken, ExpiresOn: time.Now().Add(time.Hour)}, i.err
@@ -68,8 +69,8 @@ func overTLS(t *testing.T, opts amqptest.Options, id identity) (*Sender, *amqpte
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.dialer.tls.RootCAs = x509.NewCertPool()
-	s.dialer.tls.RootCAs.AddCert(web.Certificate())
+	s.dialer.TLS.RootCAs = x509.NewCertPool()
+	s.dialer.TLS.RootCAs.AddCert(web.Certificate())
 	return s, srv
 }
 
@@ -303,7 +304,7 @@ func TestNoLink(t *testing.T) {
 	t.Run("unknown certificate", func(t *testing.T) {
 		s, _ := overTLS(t, amqptest.Options{}, identity{})
 		defer s.Close()
-		s.dialer.tls.RootCAs = x509.NewCertPool()
+		s.dialer.TLS.RootCAs = x509.NewCertPool()
 		if a := s.Send(t.Context(), simple("1", "")); a.Fault != deliver.FaultTLS || a.Outcome != deliver.Failed {
 			t.Errorf("got %+v", a)
 		}

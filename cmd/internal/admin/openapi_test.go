@@ -19,6 +19,7 @@ import (
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
+	"github.com/gridfan/gridfan/router/receive"
 	"github.com/gridfan/gridfan/subscribers/books"
 	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
@@ -95,6 +96,8 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 		"PollProgress":        poll.Progress{},
 		"RewindOrder":         RewindOrder{},
 		"BaselineOrder":       BaselineOrder{},
+		"ReceiveStatus":       receive.Status{},
+		"Recovery":            receive.Recovery{},
 		"Subscriber":          Subscriber{},
 		"Replica":             Replica{},
 		"Definition":          registry.Definition{},

@@ -24,6 +24,7 @@ import (
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
+	"github.com/gridfan/gridfan/router/receive"
 	"github.com/gridfan/gridfan/subscribers/books"
 	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
@@ -38,6 +39,8 @@ type Parts struct {
 	Ingress     *ingress.Ingress
 	Poller      *poll.Poller
 	Polled      []config.Polled
+	Received    []receive.Source
+	Receivers   *receive.Receivers
 	Publisher   *publish.Publisher
 	Quarantine  *quarantine.Store
 	Registry    *registry.Registry

@@ -14,6 +14,7 @@ import (
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/poll"
+	"github.com/gridfan/gridfan/router/receive"
 )
 
 // SourceStatus is a source with what it has in quarantine.
@@ -23,6 +24,8 @@ type SourceStatus struct {
 	InQuarantine int `json:"inQuarantine"`
 	// Poll is how polling it goes; nil for a source that is not polled.
 	Poll *poll.Status `json:"poll,omitempty"`
+	// Receive is how it is received from a broker; nil for a source that is not.
+	Receive *receive.Status `json:"receive,omitempty"`
 }
 
 // Source is one source in full.
@@ -62,6 +65,7 @@ func (s *server) sourceRoutes(api *routes) {
 	api.Handle("POST /api/v1/sources/{name}/poll-now", handle(s.pollNow))
 	api.Handle("POST /api/v1/sources/{name}/rewind", handle(s.rewind))
 	api.Handle("POST /api/v1/sources/{name}/baseline", handle(s.baseline))
+	api.Handle("POST /api/v1/sources/{name}/recover", handle(s.recover))
 }
 
 // sources lists all sources by name. Without a broker it tells what this process
@@ -86,6 +90,7 @@ func (s *server) withSources(ctx context.Context, held map[string]uint64) []Sour
 	for _, src := range s.Ingress.Status() {
 		list = append(list, SourceStatus{SourceStatus: src})
 	}
+	list = withReceived(list, s.Received, s.Receivers.Status())
 	polled := map[string]*poll.Status{}
 	if len(s.Polled) > 0 {
 		ctx, cancel := context.WithTimeout(ctx, pollStatusWait)

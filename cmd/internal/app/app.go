@@ -130,7 +130,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	// handshakes need none, and events get 503 and not a closed door.
 	metrics := telemetry.NewRegistry(a.opts.Version)
 	tally := publish.NewTally()
-	in, err := ingress.New(ingress.Config{Sources: cfg.Sources, Pulled: pulled(cfg.Polled), TrustedProxies: cfg.Listen.TrustedProxies, Tally: tally, Since: started},
+	in, err := ingress.New(ingress.Config{Sources: cfg.Sources, Pulled: append(pulled(cfg.Polled), notPushed(cfg)...), TrustedProxies: cfg.Listen.TrustedProxies, Tally: tally, Since: started},
 		ingress.NewMetrics(metrics), a.report, a.log)
 	if err != nil {
 		return err
@@ -233,6 +233,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		names = append(names, s.Name)
 	}
 	names = append(names, pulled(cfg.Polled)...)
+	names = append(names, notPushed(cfg)...)
 	slices.Sort(names)
 	kept, err := books.Open(ctx, books.Parts{
 		Broker: a.broker, Registry: subscribers, Sources: names, Log: a.log, Breaker: fleet.Breaker, Counted: tally.Save, Spooled: a.spooled,
@@ -265,7 +266,11 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	a.onStop("publisher", func(context.Context) error { return publisher.Close() })
 	a.publisher.Store(publisher)
 	metrics.MustRegister(publisher.Metrics())
-	held, err := quarantine.Open(ctx, a.broker, publisher, reparse(in, cfg.Polled), quarantine.NewMetrics(metrics, names...))
+	inboxes, err := a.receivers(cfg, publisher, metrics)
+	if err != nil {
+		return err
+	}
+	held, err := quarantine.Open(ctx, a.broker, publisher, reparse(in, cfg.Polled, inboxes), quarantine.NewMetrics(metrics, names...))
 	if err != nil {
 		return err
 	}
@@ -285,6 +290,8 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	a.onStop("public server", stopPublic)
 	a.onStop("ingress", func(context.Context) error { in.Stop(); return nil })
 	a.onStop("receivers", func(context.Context) error { a.pull.Stop(); return nil })
+	inboxes.Start()
+	a.onStop("inboxes", func(context.Context) error { inboxes.Stop(); return nil })
 	sections := a.opts.Sections
 	if sections == nil {
 		sections = cfg.Sections()
@@ -294,7 +301,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	stopping, stop := context.WithCancel(context.Background())
 	api := &http.Server{
 		Handler: admin.NewHandler(admin.Parts{
-			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Poller: poller, Polled: cfg.Polled, Publisher: publisher, Quarantine: held,
+			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Poller: poller, Polled: cfg.Polled, Received: cfg.Received, Receivers: inboxes, Publisher: publisher, Quarantine: held,
 			Registry: subscribers, Fleet: fleet, Egress: a.rules, Config: live, DeadLetters: dead, Books: kept, Gatherer: metrics, Log: a.log, Stopping: stopping,
 		}, cfg.Listen.AdminToken),
 		ReadHeaderTimeout: 10 * time.Second,

@@ -15,6 +15,7 @@ import (
 	"github.com/gridfan/gridfan/router/poll/sqlrows"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
+	"github.com/gridfan/gridfan/router/receive"
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/schemas/record"
 )
@@ -78,11 +79,14 @@ func marked(p *publish.Publisher) func(context.Context, publish.Origin, []event.
 
 // reparse reads a body from quarantine as its source would today. A row that was
 // polled is none: only the source can tell it whole, so it is read again there.
-func reparse(in *ingress.Ingress, sources []config.Polled) quarantine.Parse {
+func reparse(in *ingress.Ingress, sources []config.Polled, inboxes *receive.Receivers) quarantine.Parse {
 	return func(name string, header map[string]string, body []byte) (publish.Origin, []event.Result, bool) {
 		i := slices.IndexFunc(sources, func(p config.Polled) bool { return p.Name == name })
 		if i < 0 || header[viaHeader] != viaPoll {
-			return in.Reparse(name, header, body)
+			if o, results, ok := in.Reparse(name, header, body); ok {
+				return o, results, ok
+			}
+			return inboxes.Reparse(name, header, body)
 		}
 		return publish.Origin{Source: name, Kind: sources[i].Kind, Environment: sources[i].Environment, Via: viaPoll}, []event.Result{{
 			Raw:   body,

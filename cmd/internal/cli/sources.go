@@ -19,7 +19,7 @@ import (
 
 func newSources(env Env) *cobra.Command {
 	return group(&cobra.Command{Use: "sources", Short: "Look after where events come from", Aliases: []string{"source"}},
-		newSourceList(env), newSourceShow(env), newSourcePollNow(env), newSourceRewind(env), newSourceBaseline(env))
+		newSourceList(env), newSourceShow(env), newSourcePollNow(env), newSourceRewind(env), newSourceBaseline(env), newSourceRecover(env))
 }
 
 func newSourceList(env Env) *cobra.Command {
@@ -181,6 +181,11 @@ func writeSource(out io.Writer, s *admin.Source, now time.Time) error {
 	}
 	if p := s.Poll; p != nil {
 		writePolling(line, p, now)
+	}
+	if r := s.Receive; r != nil {
+		line("received from", "%s", r.From)
+		line("receiving", "%s", receivingWords(*r, now))
+		line("messages", "%d received, %d settled, %d to come again, %d dead-lettered, %d here", r.Messages, r.Settled, r.Lost, r.DeadLettered, r.Held)
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -92,6 +92,7 @@ func writeStatus(env Env, s *admin.Status, now time.Time) error {
 	if err := writePolled(env.Out, s.Sources, now); err != nil {
 		return err
 	}
+	writeReceived(env.Out, s.Sources, now)
 	fmt.Fprintln(env.Out)
 	if !s.Healthy {
 		fmt.Fprintln(env.Out, "The subscribers are on the broker, which does not answer.")

@@ -29,6 +29,7 @@ import (
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/publish"
+	"github.com/gridfan/gridfan/router/receive"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/retention"
 )
@@ -42,7 +43,8 @@ type Config struct {
 	Spool       *broker.SpoolConfig // nil: none
 	Dedup       publish.Dedup
 	Sources     []ingress.Source      // those that push, sorted by name
-	Polled      []Polled              // those that are asked, sorted by name; of both at least one
+	Polled      []Polled              // those that are asked, sorted by name; of all kinds at least one
+	Received    []receive.Source      // those that are received from a broker, sorted by name
 	Subscribers []registry.Definition // sorted by name; more can be added live
 	Endpoints   []registry.Endpoint   // sorted by name; the same
 	Egress      egress.Config
@@ -58,6 +60,11 @@ func (c *Config) Count() int {
 	n := len(c.Sources)
 	for _, p := range c.Polled {
 		if p.Pattern == Poll {
+			n++
+		}
+	}
+	for _, r := range c.Received {
+		if !slices.ContainsFunc(c.Sources, func(s ingress.Source) bool { return s.Name == r.Name }) {
 			n++
 		}
 	}

@@ -709,7 +709,7 @@ func TestTables(t *testing.T) {
 			walk(f.value)
 		}
 	}
-	for _, yaml := range []string{everything, external, credentialed, inAzure, clients, polling} {
+	for _, yaml := range []string{everything, external, credentialed, inAzure, fromAzure, clients, polling} {
 		walk((&decoder{lookup: fake}).parse([]byte(yaml)))
 	}
 	for _, key := range accepted {

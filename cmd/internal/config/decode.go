@@ -12,6 +12,7 @@ import (
 
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/router/auth"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/schemas/custom"
 	"github.com/gridfan/gridfan/schemas/event"
@@ -111,11 +112,17 @@ func (d *decoder) config(root *value) *Config {
 		if pattern == Poll {
 			continue
 		}
+		if r, ok := d.received(f); ok {
+			c.Received = append(c.Received, r)
+			if !pushed(f.value) {
+				continue
+			}
+		}
 		s := d.source(f)
 		d.verifiable(s.Auth, f.value, c.Listen.TLS)
 		c.Sources = append(c.Sources, s)
 	}
-	if len(c.Sources)+len(c.Polled) == 0 && !d.troubled("sources") {
+	if c.Count() == 0 && !d.troubled("sources") {
 		at, path, _ := root.locate("sources")
 		d.problem(at, path, "want at least one source (%s)", example)
 	}
@@ -146,6 +153,11 @@ func sorted(v *value) []*field {
 }
 
 func (d *decoder) source(f *field) ingress.Source {
+	return d.sourceOf(f, nil)
+}
+
+// sourceOf reads a source. Nobody pushes to one whose door is given.
+func (d *decoder) sourceOf(f *field, door *auth.Config) ingress.Source {
 	v := f.value
 	push, limits := v.get("push"), v.get("limits")
 	s := ingress.Source{
@@ -164,6 +176,9 @@ func (d *decoder) source(f *field) ingress.Source {
 			Rate:        d.rate(limits.get("rate")),
 			Concurrency: d.integer(limits.get("concurrency")),
 		},
+	}
+	if door != nil {
+		s.Auth = *door
 	}
 	d.validated(s.Validate(), v, "sources."+f.name)
 	return s

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/router/receive"
 	"github.com/gridfan/gridfan/subscribers/registry"
 )
 
@@ -89,9 +90,13 @@ func (c *Config) Sections() map[string]string {
 	for i, p := range c.Polled {
 		polled[i] = p.redacted()
 	}
+	received := make([]receive.Source, len(c.Received))
+	for i, r := range c.Received {
+		received[i] = r.Redacted()
+	}
 	sections := map[string]string{}
 	for name, parts := range map[string]any{
-		"listen": c.Listen, "broker": []any{b, c.ClientsTLS, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, "sources": []any{c.Sources, polled}, "egress": c.Egress,
+		"listen": c.Listen, "broker": []any{b, c.ClientsTLS, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, "sources": []any{c.Sources, polled, received}, "egress": c.Egress,
 	} {
 		text, err := json.Marshal(parts)
 		if err != nil {

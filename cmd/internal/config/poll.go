@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/router/normalise"
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/poll/odata"
 	"github.com/gridfan/gridfan/router/poll/sqlrows"
@@ -134,6 +135,9 @@ func (p *Polled) Version() string {
 // go with it. Without a word of the operator's the keys tell.
 func (d *decoder) pattern(v *value) Pattern {
 	push, polled := v.get("push"), v.get("poll")
+	if push == nil {
+		push = v.get("receive") // pushed to a broker in between
+	}
 	said := Pattern(d.choice(v.get("pattern"), string(Push), string(Poll), string(Hybrid)))
 	switch {
 	case said == "" && polled == nil:
@@ -151,7 +155,7 @@ func (d *decoder) pattern(v *value) Pattern {
 	if said != Poll {
 		return said
 	}
-	for _, key := range []string{"push", "limits", "businessKeys", "mapping"} {
+	for _, key := range []string{"push", "receive", "limits", "businessKeys", "mapping"} {
 		if k := v.get(key); k != nil {
 			d.problem(k.at, k.path, "this is about what is pushed, and nothing is with pattern poll: set pattern to hybrid, or remove the key")
 		}
@@ -198,7 +202,7 @@ func (d *decoder) polled(f *field, pattern Pattern) Polled {
 			d.problem(here, path, "missing; want %s", either(pollable))
 		}
 	}
-	if k := f.value.get("kind"); k != nil && p.Kind != "" && !slices.Contains(pollable, p.Kind) && (pattern == Poll || slices.Contains(ingress.Kinds(), p.Kind)) {
+	if k := f.value.get("kind"); k != nil && p.Kind != "" && !slices.Contains(pollable, p.Kind) && (pattern == Poll || normalise.Known(p.Kind)) {
 		d.problem(k.at, k.path, "want %s for a source that is polled, got %q", either(pollable), p.Kind)
 	}
 	d.ways(v, &p)

@@ -83,8 +83,12 @@ var table = []row{
 	},
 	{
 		from: []string{"./router/..."}, exceptFrom: []string{"./router/publish", "./router/poll/request", "./router/poll/odata/...", "./router/poll/delta", "./router/poll/sqlrows"},
-		to: []string{"./router/..."}, exceptTo: []string{"./router/publish", "./router/auth", "./router/auth/authtest"}, tests: true,
-		why: "ways in share nothing but publish, the one way to the stream, and auth, who may use them",
+		to: []string{"./router/..."}, exceptTo: []string{"./router/publish", "./router/auth", "./router/auth/authtest", "./router/normalise"}, tests: true,
+		why: "ways in share nothing but publish, the one way to the stream, auth, who may use them, and normalise, what a body means",
+	},
+	{
+		from: []string{"./router/normalise"}, to: []string{"./router/...", "./infra/..."}, tests: true,
+		why: "what a body means does not depend on the way by which it came",
 	},
 	{
 		from: []string{"./router/poll/request", "./router/poll/odata/...", "./router/poll/delta"},

@@ -276,10 +276,11 @@ func (c *Client) failed(ctx context.Context, err error, asked time.Time) error {
 	case context.DeadlineExceeded:
 		return fault(poll.Unavailable, 0, "no whole answer within %s", time.Since(asked).Round(100*time.Millisecond))
 	}
-	if refused, ok := errors.AsType[*egress.RefusedError](err); ok {
-		return fault(poll.Configuration, 0, "%s", c.secrets.Printable(refused.Error(), maxWords))
+	trouble, words := egress.Explain(err, c.secrets.Printable)
+	if trouble == egress.AddressTrouble {
+		return fault(poll.Configuration, 0, "%s", words)
 	}
-	return fault(poll.Unavailable, 0, "%s", credentials.NoAnswer(c.secrets, err))
+	return fault(poll.Unavailable, 0, "%s", words)
 }
 
 func (c *Client) tooLong(status int) error {

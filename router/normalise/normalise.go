@@ -1,6 +1,11 @@
-package ingress
+// Package normalise reads bodies as the kind of their source says, for every way in
+// by which they come: pushed over HTTP or received from a broker. It is a table from
+// kinds to the parsers below schemas, and what a source's configuration adds to them.
+package normalise
 
 import (
+	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 
@@ -12,11 +17,22 @@ import (
 	"github.com/gridfan/gridfan/schemas/eventgrid"
 )
 
-// parser turns a request body into results; source is the configured name.
-type parser func(source string, header map[string][]string, body []byte) []event.Result
+// Parser turns a body into results; source is the configured name, header what came
+// beside the body, as an http.Header has it. It is pure and safe for concurrent use.
+type Parser func(source string, header map[string][]string, body []byte) []event.Result
+
+// Options are what the configuration of a source says besides its kind.
+type Options struct {
+	// BusinessKeys names, for an F&O BusinessEventId, the members of the event that
+	// are its business key. Kind fno only.
+	BusinessKeys map[string][]string
+	// Mapping says where a custom body has what. Kind custom only, and never nil
+	// there.
+	Mapping *custom.Mapping
+}
 
 // kinds makes the parser of a source of each kind.
-var kinds = map[string]func(Source) (parser, error){
+var kinds = map[string]func(Options) (Parser, error){
 	event.KindCloudEvents: always(cloudevents.Parse),
 	event.KindDataverse:   always(dataverse.Parse),
 	event.KindEventGrid:   always(eventgrid.Parse),
@@ -24,15 +40,30 @@ var kinds = map[string]func(Source) (parser, error){
 	event.KindCustom:      newCustom,
 }
 
-func always(p parser) func(Source) (parser, error) {
-	return func(Source) (parser, error) { return p, nil }
+// Kinds lists the kinds there are, sorted.
+func Kinds() []string { return slices.Sorted(maps.Keys(kinds)) }
+
+// Known says whether kind is one of Kinds.
+func Known(kind string) bool { return kinds[kind] != nil }
+
+// New makes the parser of a source.
+func New(kind string, o Options) (Parser, error) {
+	make := kinds[kind]
+	if make == nil {
+		return nil, fmt.Errorf("kind %q is not known", kind)
+	}
+	return make(o)
+}
+
+func always(p Parser) func(Options) (Parser, error) {
+	return func(Options) (Parser, error) { return p, nil }
 }
 
 // newCustom reads mapped bodies. A topic whose input schema is custom delivers
 // such bodies too, but Event Grid itself speaks of the subscription in its own
 // schema and says so in a header.
-func newCustom(s Source) (parser, error) {
-	p, err := custom.Compile(*s.Mapping)
+func newCustom(o Options) (Parser, error) {
+	p, err := custom.Compile(*o.Mapping)
 	if err != nil {
 		return nil, err
 	}
@@ -50,14 +81,14 @@ func newCustom(s Source) (parser, error) {
 
 // newFnO reads business events, and the data events that F&O sends through
 // Dataverse as execution contexts.
-func newFnO(s Source) (parser, error) {
+func newFnO(o Options) (Parser, error) {
 	return func(source string, header map[string][]string, body []byte) []event.Result {
 		results := businessevent.Parse(source, header, body)
 		for i := range results {
 			r := &results[i]
 			switch {
 			case r.Event != nil:
-				businessevent.SetBusinessKey(r.Event, s.BusinessKeys[r.Event.Type])
+				businessevent.SetBusinessKey(r.Event, o.BusinessKeys[r.Event.Type])
 			case r.Fault != nil && r.Fault.Code == event.FaultUnsupported:
 				if as := dataverse.Parse(source, header, r.Raw); len(as) == 1 && as[0].Fault == nil {
 					as[0].Raw = r.Raw

@@ -1,0 +1,68 @@
+package config
+
+import (
+	"github.com/gridfan/gridfan/router/auth"
+	"github.com/gridfan/gridfan/router/ingress"
+	"github.com/gridfan/gridfan/router/normalise"
+	"github.com/gridfan/gridfan/router/receive"
+)
+
+// pushed says whether a source's events come over HTTP.
+func pushed(v *value) bool { return v.get("push") != nil || v.get("receive") == nil }
+
+// received reads how a source is received from a broker; false for one that is not.
+func (d *decoder) received(f *field) (receive.Source, bool) {
+	v := f.value
+	from := v.get("receive")
+	if from == nil {
+		return receive.Source{}, false
+	}
+	var s ingress.Source
+	if pushed(v) {
+		before, warned := len(d.problems), len(d.warnings)
+		s = d.sourceOf(f, nil)
+		d.problems, d.warnings = d.problems[:before], d.warnings[:warned] // they are reported for the ingress
+	} else {
+		for _, key := range []string{"rate", "concurrency"} {
+			if k := v.get("limits", key); k != nil {
+				d.problem(k.at, k.path, "this bounds what is pushed, and nothing is: remove the key, or add push; receive has bounds of its own")
+			}
+		}
+		s = d.sourceOf(f, &auth.Config{None: true})
+	}
+	r := receive.Source{
+		Name: s.Name, Kind: s.Kind, Environment: s.Environment, Rationale: s.Rationale, Body: s.Limits.Body,
+		Options: normalise.Options{BusinessKeys: s.BusinessKeys, Mapping: s.Mapping},
+	}
+	r.From = d.broker(from)
+	d.validated(r.Validate("sources."+f.name), v, "sources."+f.name)
+	return r, true
+}
+
+// broker reads what a source is received from.
+func (d *decoder) broker(v *value) *receive.Config {
+	c := &receive.Config{}
+	if w := v.get("serviceBus"); w != nil {
+		c.ServiceBus = &receive.ServiceBus{
+			Namespace:    d.text(w.get("namespace")),
+			Queue:        d.text(w.get("queue")),
+			Topic:        d.text(w.get("topic")),
+			Subscription: d.text(w.get("subscription")),
+			Sessions:     d.boolean(w.get("sessions")),
+			Batch:        d.integer(w.get("batch")),
+			Concurrency:  d.integer(w.get("concurrency")),
+			Auth:         d.azureAuth(w.get("auth")),
+		}
+	}
+	if w := v.get("eventGridNamespace"); w != nil {
+		c.EventGridNamespace = &receive.Namespace{
+			Endpoint:     d.text(w.get("endpoint")),
+			Topic:        d.text(w.get("topic")),
+			Subscription: d.text(w.get("subscription")),
+			Batch:        d.integer(w.get("batch")),
+			Wait:         d.duration(w.get("wait")).Std(),
+			Auth:         d.azureAuth(w.get("auth")),
+		}
+	}
+	return c
+}
