@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -215,9 +216,7 @@ func (c *Client) once(ctx context.Context, method, link string, header http.Head
 		return nil, false, fault(poll.Answer, 0, "a link leads to another origin than the source's: refused")
 	}
 	for _, h := range []http.Header{header, c.header} {
-		for name, values := range h {
-			req.Header[name] = values
-		}
+		maps.Copy(req.Header, h)
 	}
 	words := c.secrets
 	var token *credentials.Token
