@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -217,9 +218,7 @@ func (c *Client) once(ctx context.Context, method, link string, header http.Head
 		return nil, false, fault(poll.Answer, 0, "a link leads to another origin than the source's: refused")
 	}
 	for _, h := range []http.Header{header, c.header} {
-		for name, values := range h {
-			req.Header[name] = values
-		}
+		maps.Copy(req.Header, h)
 	}
 	words := c.secrets
 	var token *credentials.Token
@@ -366,7 +365,7 @@ func (c *Client) Follow(from, link, what string) (string, error) {
 	if err != nil || link == "" {
 		return "", fault(poll.Answer, 200, "%s is no URL", what)
 	}
-	if u.Host == "" && u.Scheme == "" {
+	if u.Scheme == "" {
 		base, err := url.Parse(from)
 		if err != nil {
 			return "", fault(poll.Answer, 200, "%s is no URL", what)
