@@ -246,7 +246,7 @@ func TestOAuth2Failures(t *testing.T) {
 		{"cut off", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "100")
 			_, _ = w.Write([]byte("{"))
-		}, "connection closed without a whole answer", false, 0},
+		}, "connection closed without an answer", false, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -167,7 +167,7 @@ func TestNoAnswer(t *testing.T) {
 	t.Cleanup(func() { close(release) })
 	for _, tt := range []struct{ url, want string }{
 		{gone.URL, "connection refused"},
-		{half, "connection closed without a whole answer"},
+		{half, "connection closed without an answer"},
 		{half + "/held", "no whole answer within"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
