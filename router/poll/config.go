@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -265,4 +266,13 @@ func (c *Config) within(t time.Time) time.Time {
 		return t
 	}
 	return first
+}
+
+// goOn gives when to fetch what a poll has left: when a window is open, or at once
+// where one poll is to bring all that there is.
+func (c *Config) goOn(t time.Time) time.Time {
+	if slices.ContainsFunc(c.Windows, func(w Window) bool { return w.For == 0 }) {
+		return t
+	}
+	return c.within(t)
 }

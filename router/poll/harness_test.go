@@ -107,6 +107,7 @@ func (t *table) Fetch(ctx context.Context, cursor json.RawMessage) (*Page, error
 	}
 	at := place{List: true, From: len(t.log)}
 	if cursor != nil {
+		at = place{}
 		if err := json.Unmarshal(cursor, &at); err != nil {
 			return nil, ErrCursor
 		}

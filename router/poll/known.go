@@ -54,7 +54,7 @@ func fingerprintOf(r *record.Row) (key, version uint64) {
 	switch {
 	case r.Deleted:
 		return key, 0
-	case r.Version != "":
+	case r.Version != "" && !r.ByContent:
 		return key, fingerprint('v', []byte(r.Version)) | 1
 	}
 	return key, fingerprint('d', r.Data) | 1

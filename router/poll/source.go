@@ -340,7 +340,7 @@ func (s *source) poll(asking, work context.Context) error {
 	rows := 0
 	for page := 0; ; page++ {
 		if page == s.Pages {
-			s.next = time.Now() // others have their turn first
+			s.next = s.goOn(time.Now()) // others have their turn first
 			break
 		}
 		began, p, err := s.ask(asking)

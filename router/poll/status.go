@@ -176,14 +176,14 @@ func (s *source) say(now, held time.Time) (State, string) {
 		return Unconfirmed, fmt.Sprintf("%d of %d known rows are not there any more; nothing is published until they are back, next look in %s. If they are deleted indeed: gridfan sources baseline %s --confirm", s.cp.Missing, s.cp.Known.Live, in(s.next), s.Name)
 	case held.After(now):
 		return HeldOff, fmt.Sprintf("the source wants to be left alone for another %s", in(held))
+	case s.next.After(now) && s.within(now).After(now):
+		return Waiting, fmt.Sprintf("outside its windows, next poll in %s", in(s.next))
 	case s.cp.Phase == phaseBaseline && s.cp.Mode == Publish:
 		return Baselining, fmt.Sprintf("all rows are read and published: %d so far", s.cp.Rows)
 	case s.cp.Phase == phaseBaseline:
 		return Baselining, fmt.Sprintf("all rows are read and remembered, changes are published from then on: %d so far", s.cp.Rows)
 	case s.cp.Phase == phaseResync:
 		return Resyncing, fmt.Sprintf("%s, so all rows are read again and those that differ are published: %d so far", s.cp.Reason, s.cp.Rows)
-	case len(s.Windows) > 0 && !s.next.Equal(s.within(now)) && s.within(now).After(now):
-		return Waiting, fmt.Sprintf("outside its windows, next poll in %s", in(s.next))
 	}
 	return Polling, fmt.Sprintf("next poll in %s", in(s.next))
 }
@@ -199,7 +199,7 @@ func (s *source) status(now time.Time) Status {
 		st.Progress = &p
 	}
 	if !s.holding {
-		st.State, st.Says = Starting, "no router has polled it yet"
+		st.State, st.Says = Starting, "no router polls it yet; one begins within seconds, or after a kill when its lease has ended"
 	}
 	st.age(now)
 	return st
