@@ -11,7 +11,7 @@ CUTS = 20
 RUN = .
 
 .DEFAULT_GOAL = build
-.PHONY: help build test lint fuzz torture golden run bench bicep check check-full
+.PHONY: help build test lint fuzz torture cds golden run bench bicep check check-full
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -74,6 +74,16 @@ torture: ## kills, power cuts and broken disks; needs root or sudo, loop devices
 	cd "$$tmp"; $$sudo unshare --mount ./torture -test.v -test.timeout 2h -test.run '$(RUN)' \
 		-kills $(ROUNDS) -cuts $(CUTS) -gridfan "$$tmp/gridfan" -nats-server "$$tmp/nats-server"
 
+# Its database is SQLite in WebAssembly, so that nothing is compiled.
+cds: ## polling against a real OData server, @sap/cds; needs Node 20 and npm
+	@set -e; command -v node >/dev/null && command -v npm >/dev/null || { echo "make cds: node and npm are missing; install Node.js 20 or later" >&2; exit 1; }; \
+	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	cp -R router/poll/odata/testdata/cds/. "$$tmp"; \
+	npm install --prefix "$$tmp" --ignore-scripts --no-audit --no-fund --loglevel=error; \
+	go vet -tags cds ./router/poll/odata; \
+	go tool staticcheck -tags cds -checks=all,inherit ./router/poll/odata; \
+	go test -tags cds -count=1 -v -run 'CDS' ./router/poll/odata -cds "$$tmp"
+
 # A package whose tests know -update declares it as flag.Bool("update", …).
 golden: ## rewrite golden files; review the diff
 	@set -e; dirs=$$(git grep -lE --untracked 'flag\.Bool\("update"' -- '*_test.go' | xargs -rn1 dirname | sort -u); \
@@ -105,5 +115,6 @@ check: ## lint, test and build: what every change must pass
 
 check-full: ## what takes longer or needs more of the machine; CI runs it after check
 	$(MAKE) fuzz FUZZTIME=60s
+	$(MAKE) cds
 	$(MAKE) torture ROUNDS=25
-	@echo "check-full ran: every fuzz target for a minute, and the crash tests with 25 kills and $(CUTS) power cuts"
+	@echo "check-full ran: every fuzz target for a minute, polling against an OData server, and the crash tests with 25 kills and $(CUTS) power cuts"

@@ -91,7 +91,7 @@ const (
 	Modified Cursor = "modified"
 )
 
-// NoColumn, for a column of times, says that the table has none.
+// NoColumn in the place of a column of times says that the table has none.
 const NoColumn = "none"
 
 // Bounds.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gridfan/gridfan/router/poll"
+	"github.com/gridfan/gridfan/router/poll/request"
 )
 
 // track reads by change tracking.
@@ -51,7 +52,7 @@ func (f *Fetcher) track(ctx context.Context, c *cursor) (*poll.Page, error) {
 		// To go on without would lose every change from here on.
 		return nil, fault(poll.Answer, a.Status, "the last page has no delta link, so it is not known where to go on; leave annotations out, or set cursor: version")
 	}
-	c.Link, c.Delta, c.Guard = "", p.delta, guard{}
+	c.Link, c.Delta, c.Guard = "", p.delta, request.Guard{}
 	if c.Phase == changes {
 		c.Bound = c.Began
 		page.Bound = c.Bound
@@ -89,7 +90,7 @@ func (f *Fetcher) reread(ctx context.Context, c *cursor) (*poll.Page, error) {
 		page.More = true
 		return page, f.follow(c, link, p.next, p.n())
 	}
-	c.Phase, c.Link, c.Since, c.Guard = changes, "", time.Time{}, guard{}
+	c.Phase, c.Link, c.Since, c.Guard = changes, "", time.Time{}, request.Guard{}
 	c.Bound = c.Began
 	page.Bound = c.Bound
 	return page, nil
@@ -157,7 +158,7 @@ func (f *Fetcher) end(c *cursor, page *poll.Page) {
 		c.Bound = c.Since
 		page.Bound = c.Bound
 	}
-	c.Phase, c.Link, c.At, c.Guard = changes, "", nil, guard{}
+	c.Phase, c.Link, c.At, c.Guard = changes, "", nil, request.Guard{}
 	c.End, c.Newest = time.Time{}, time.Time{}
 }
 
@@ -243,7 +244,7 @@ func (f *Fetcher) versions(ctx context.Context, c *cursor) (*poll.Page, error) {
 	v.end(c.Began, f.now().UTC(), f.cfg.Overlap)
 	c.Bound = c.Began.Add(-f.cfg.Overlap)
 	page.Bound = c.Bound
-	c.Phase, c.Link, c.Guard = changes, "", guard{}
+	c.Phase, c.Link, c.Guard = changes, "", request.Guard{}
 	c.From, c.Began, c.End = time.Time{}, time.Time{}, time.Time{}
 	return page, nil
 }

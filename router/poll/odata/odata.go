@@ -126,7 +126,7 @@ type cursor struct {
 
 	Versions *versions `json:"versions,omitempty"`
 
-	Guard guard `json:"guard"`
+	Guard request.Guard `json:"guard"`
 }
 
 // phase is what a round is for.
@@ -339,14 +339,14 @@ func (f *Fetcher) stale(c *cursor, err error) bool {
 		refused.Status != http.StatusBadRequest && refused.Status != http.StatusNotFound && refused.Status != http.StatusGone {
 		return false
 	}
-	c.Link, c.Guard = "", guard{}
+	c.Link, c.Guard = "", request.Guard{}
 	return true
 }
 
 // follow makes link the one of the next page, after that at from with n rows.
 func (f *Fetcher) follow(c *cursor, from, link string, n int) error {
 	c.Link, c.Got = link, f.now().UTC()
-	return c.Guard.follow(from, link, n)
+	return c.Guard.Follow(from, link, n)
 }
 
 // clock gives the end of a round of Modified: what of the two clocks is behind; zero

@@ -363,7 +363,7 @@ func (c *Client) Follow(from, link, what string) (string, error) {
 	if err != nil || link == "" {
 		return "", fault(poll.Answer, 200, "%s is no URL", what)
 	}
-	if u.Host == "" && u.Scheme == "" {
+	if u.Scheme == "" {
 		base, err := url.Parse(from)
 		if err != nil {
 			return "", fault(poll.Answer, 200, "%s is no URL", what)

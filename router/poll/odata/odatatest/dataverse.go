@@ -181,7 +181,8 @@ func (d *Dataverse) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		d.track(w, r.URL.RawQuery, prefer, size, "", d.commit)
 		return
 	}
-	keep, less := func(*account) bool { return true }, func(a, b *account) int { return strings.Compare(a.id, b.id) }
+	keep := func(*account) bool { return true }
+	var less func(a, b *account) int
 	if m := byVersion.FindStringSubmatch(filter); m != nil && order == "versionnumber asc" {
 		least, _ := strconv.ParseInt(m[1], 10, 64)
 		keep = func(a *account) bool { return a.version > least }
