@@ -11,7 +11,7 @@ CUTS = 20
 RUN = .
 
 .DEFAULT_GOAL = build
-.PHONY: help build test lint fuzz torture cds golden run bench bicep check check-full
+.PHONY: help build test lint fuzz torture cds postgres golden run bench bicep check check-full
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -84,6 +84,22 @@ cds: ## polling against a real OData server, @sap/cds; needs Node 20 and npm
 	go tool staticcheck -tags cds -checks=all,inherit ./router/poll/odata; \
 	go test -tags cds -count=1 -v -run 'CDS' ./router/poll/odata -cds "$$tmp"
 
+# The server is the tests' own, in a folder of theirs, on a port of this machine.
+postgres: ## polling against a real PostgreSQL, installed from packages where it is missing
+	@set -e; newest() { ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1; }; \
+	bin=$$(newest); \
+	if [ -z "$$bin" ] && command -v pg_config >/dev/null && [ -x "$$(pg_config --bindir)/initdb" ]; then bin=$$(pg_config --bindir); fi; \
+	if [ -z "$$bin" ]; then \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+		echo "make postgres: installing postgresql"; \
+		{ $$sudo apt-get update -q && $$sudo apt-get install -qy postgresql; } || { echo "make postgres: PostgreSQL is missing; install its server" >&2; exit 1; }; \
+		bin=$$(newest); \
+	fi; \
+	if [ ! -x "$$bin/initdb" ]; then echo "make postgres: there is no initdb in $${bin:-/usr/lib/postgresql}" >&2; exit 1; fi; \
+	go vet -tags postgres ./router/poll/sqlrows; \
+	go tool staticcheck -tags postgres -checks=all,inherit ./router/poll/sqlrows; \
+	go test -tags postgres -count=1 -v -run '$(RUN)' ./router/poll/sqlrows -pgbin "$$bin"
+
 # A package whose tests know -update declares it as flag.Bool("update", …).
 golden: ## rewrite golden files; review the diff
 	@set -e; dirs=$$(git grep -lE --untracked 'flag\.Bool\("update"' -- '*_test.go' | xargs -rn1 dirname | sort -u); \
@@ -116,5 +132,6 @@ check: ## lint, test and build: what every change must pass
 check-full: ## what takes longer or needs more of the machine; CI runs it after check
 	$(MAKE) fuzz FUZZTIME=60s
 	$(MAKE) cds
+	$(MAKE) postgres
 	$(MAKE) torture ROUNDS=25
-	@echo "check-full ran: every fuzz target for a minute, polling against an OData server, and the crash tests with 25 kills and $(CUTS) power cuts"
+	@echo "check-full ran: every fuzz target for a minute, polling against an OData server and PostgreSQL, and the crash tests with 25 kills and $(CUTS) power cuts"

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	_ "time/tzdata" // a container without zones has none that table.timezone could name
 	"unicode"
 	"unicode/utf8"
 
@@ -471,9 +472,7 @@ func (c Config) Identity() string {
 	}
 	user := a.user
 	if c.Auth != nil {
-		for _, m := range c.Auth.Methods() {
-			user += "(" + string(m) + ")"
-		}
+		user += fmt.Sprint(c.Auth.Methods())
 	}
 	return fmt.Sprintf("%s://%s@%s/%s", c.Driver, user, c.Host(), a.database)
 }

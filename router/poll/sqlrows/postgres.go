@@ -57,19 +57,24 @@ func (postgres) begin(ctx context.Context, db *sql.DB, c Config) (*sql.Tx, error
 		{"lock_timeout", milliseconds(c.Timeout)},
 		{"idle_in_transaction_session_timeout", milliseconds(2 * c.Timeout)},
 		{"TimeZone", "UTC"}, {"DateStyle", "ISO, YMD"}, {"IntervalStyle", "iso_8601"},
-		{"extra_float_digits", "1"}, {"bytea_output", "hex"}, {"client_encoding", "UTF8"},
+		{"extra_float_digits", "1"}, {"bytea_output", "hex"},
 	}
 	calls, args := make([]string, len(settings)), make([]any, 0, 2*len(settings))
 	for i, s := range settings {
 		calls[i] = fmt.Sprintf("set_config($%d, $%d, true)", 2*i+1, 2*i+2)
 		args = append(args, s.name, s.value)
 	}
+	calls = append(calls, postgresEncoding)
 	if _, err := tx.ExecContext(ctx, "SELECT "+strings.Join(calls, ", "), args...); err != nil {
 		_ = tx.Rollback() // the statement's error says more
 		return nil, err
 	}
 	return tx, nil
 }
+
+// postgresEncoding has a database that does not know its encoding send what it has:
+// asked for UTF-8 it refuses the whole page for the sake of one text.
+const postgresEncoding = "set_config('client_encoding', CASE WHEN current_setting('server_encoding') = 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, true)"
 
 // postgresColumns finds columns with the type below a domain, if they have one.
 const postgresColumns = `SELECT a.attname, b.typname, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull, b.typcategory::text

@@ -201,7 +201,9 @@ func (p *plan) span(low, high string, inclusive bool, after []string, rows int) 
 func (p *plan) tracked(low, high uint64, after []string, rows int) (string, []any) {
 	q := &query{d: p.d}
 	version := column{name: "SYS_CHANGE_VERSION", base: "bigint", declared: "bigint"}
-	from := "CHANGETABLE(CHANGES " + p.from() + ", " + p.d.fromText(q.arg(strconv.FormatUint(low, 10)), version) + ") AS ct"
+	// A parameter of its own type and no CAST: CHANGETABLE is documented with a variable
+	// or a constant there.
+	from := "CHANGETABLE(CHANGES " + p.from() + ", " + q.arg(int64(low)) + ") AS ct"
 	on := make([]string, len(p.key))
 	for i, c := range p.key {
 		on[i] = p.ref("t", c) + " = " + p.ref("ct", c)

@@ -35,6 +35,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/router/poll"
@@ -580,7 +581,7 @@ func fits(c column, k Kind) error {
 	case Transaction:
 		ok, want = c.base == "xid8" || c.base == "int8", "xid8, or bigint with the same numbers"
 	case RowVersion:
-		ok, want = c.base == "timestamp", "rowversion"
+		ok, want = c.base == "rowversion", "rowversion"
 	case Timestamp, BYOD, ChangeTracking:
 	}
 	if !ok {
@@ -620,7 +621,7 @@ func (r *reading) read(text string, args []any, s *state, tracked bool) (*poll.P
 		if n > 0 && slices.Equal(at[1:], last[1:]) && (s.Listing || at[0] == last[0]) {
 			return nil, configuration("two rows have the same key %s; set table.key to columns that tell rows apart, as the primary key does", strings.Join(r.f.c.Table.Key, ", "))
 		}
-		bytes, err := r.weigh(fields)
+		bytes, err := r.weigh(fields, fields[lead:lead+len(r.p.data)])
 		if err != nil {
 			return nil, err
 		}
@@ -681,6 +682,9 @@ func (r *reading) position(fields []any) ([]string, error) {
 		if !ok {
 			return nil, configuration("column %s of the key is NULL in some rows; choose columns for table.key that never are, or exclude those rows with table.filter", c.name)
 		}
+		if !utf8.ValidString(s) {
+			return nil, configuration("column %s of the key is not UTF-8 in some rows; choose other columns for table.key, or exclude those rows with table.filter", c.name)
+		}
 		at = append(at, s)
 	}
 	return at, nil
@@ -702,12 +706,18 @@ func textOf(v any) (string, bool) {
 
 // weigh adds up a row. One that is too long, or that the server has cut, is a fault:
 // it cannot be passed by, and nobody would see the rest.
-func (r *reading) weigh(fields []any) (int64, error) {
+func (r *reading) weigh(fields, data []any) (int64, error) {
 	var total int64
 	for _, v := range fields {
 		total += size(v)
 	}
-	if total > r.f.c.MaxBytes {
+	long := total > r.f.c.MaxBytes
+	if r.f.c.Driver == SQLServer {
+		for i, v := range data {
+			long = long || (r.p.forms[i] == asWide || r.p.forms[i] == asJSON) && cut(v, r.f.c.textSize())
+		}
+	}
+	if long {
 		return 0, tooLong(r.f.c.MaxBytes)
 	}
 	return total, nil

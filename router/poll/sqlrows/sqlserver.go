@@ -89,6 +89,9 @@ func (d sqlserver) columns(ctx context.Context, tx *sql.Tx, t Table) ([]column, 
 		if err := rows.Scan(&c.name, &c.base, &length, &precision, &scale, &c.nullable, &c.collation, &c.primary); err != nil {
 			return nil, err
 		}
+		if c.base == "timestamp" {
+			c.base = "rowversion" // its other name in the catalogue; it is no time
+		}
 		c.declared = declaration(c.base, length, precision, scale)
 		if strings.Trim(c.collation, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") != "" {
 			return nil, fmt.Errorf("the collation of %s has no valid name", c.name)
@@ -115,7 +118,7 @@ func declaration(base string, length, precision, scale int) string {
 		return sized(length / 2)
 	case "datetime2", "datetimeoffset", "time":
 		return fmt.Sprintf("%s(%d)", base, scale)
-	case "timestamp":
+	case "rowversion":
 		return "binary(8)"
 	default:
 		return base
@@ -131,7 +134,7 @@ func (sqlserver) param(n int) string { return fmt.Sprintf("@p%d", n) }
 // 2026-11-23): 126 is ISO 8601, 23 a date, 2 money with four digits, 1 binary as 0x….
 func (sqlserver) text(ref string, c column) string {
 	switch c.base {
-	case "timestamp":
+	case "rowversion":
 		return "CONVERT(varchar(20), CONVERT(bigint, " + ref + "))"
 	case "binary", "varbinary":
 		return "CONVERT(varchar(max), " + ref + ", 1)"
@@ -154,7 +157,7 @@ func (sqlserver) text(ref string, c column) string {
 // varchar would be in another order than the one it is sorted by, and rows be skipped.
 func (sqlserver) fromText(param string, c column) string {
 	switch c.base {
-	case "timestamp":
+	case "rowversion":
 		return "CONVERT(binary(8), CONVERT(bigint, " + param + "))"
 	case "binary", "varbinary":
 		return "CONVERT(" + c.declared + ", " + param + ", 1)"
@@ -178,9 +181,11 @@ func (d sqlserver) value(ref string, c column) (string, form) {
 		return ref, asReal
 	case "decimal", "numeric", "money", "smallmoney":
 		return d.text(ref, c), asNumber
-	case "char", "varchar", "nchar", "nvarchar":
+	case "char", "varchar":
 		return ref, asText
-	case "binary", "varbinary", "timestamp":
+	case "nchar", "nvarchar":
+		return ref, asWide
+	case "binary", "varbinary", "rowversion":
 		return ref, asBytes
 	case "image", "geometry", "geography":
 		return "CONVERT(varbinary(max), " + ref + ")", asBytes
@@ -193,9 +198,9 @@ func (d sqlserver) value(ref string, c column) (string, form) {
 	case "json":
 		return "CONVERT(nvarchar(max), " + ref + ")", asJSON
 	case "hierarchyid":
-		return "CONVERT(nvarchar(4000), " + ref + ")", asText
+		return "CONVERT(nvarchar(4000), " + ref + ")", asWide
 	default: // xml, text, ntext, sql_variant, vector
-		return "CONVERT(nvarchar(max), " + ref + ")", asText
+		return "CONVERT(nvarchar(max), " + ref + ")", asWide
 	}
 }
 

@@ -20,6 +20,7 @@ type form int
 
 const (
 	asText   form = iota // text: a string
+	asWide               // text that SQL Server has in UTF-16: a string
 	asBool               // a boolean, or its text
 	asNumber             // an integer or its text, or a decimal's text: a number, all digits kept
 	asFloat              // a double
@@ -141,8 +142,8 @@ func number(s string) bool {
 // The spellings of times: PostgreSQL's with a blank and an offset of whole hours, and
 // SQL Server's.
 var (
-	stampLayouts = []string{"2006-01-02T15:04:05.999999999"}
-	zonedLayouts = []string{"2006-01-02T15:04:05.999999999Z07:00", "2006-01-02T15:04:05.999999999Z07", "2006-01-02T15:04:05.999999999Z07:00:00"}
+	stampLayout  = "2006-01-02T15:04:05.999999999"
+	zonedLayouts = []string{"2006-01-02T15:04:05.999999999Z07:00", "2006-01-02T15:04:05.999999999Z07"}
 )
 
 // parseTime reads a time as the database spells it. One without a zone is in zone.
@@ -151,7 +152,7 @@ func parseTime(s string, as form, zone *time.Location) (time.Time, error) {
 		s = s[:10] + "T" + s[11:]
 	}
 	if as == asStamp {
-		return time.ParseInLocation(stampLayouts[0], s, zone)
+		return time.ParseInLocation(stampLayout, s, zone)
 	}
 	var err error
 	for _, layout := range zonedLayouts {
@@ -168,24 +169,29 @@ func parseTime(s string, as form, zone *time.Location) (time.Time, error) {
 	return time.Time{}, err
 }
 
-// size is how many bytes a value has, at least; for text of SQL Server as many as
-// its TEXTSIZE counts.
+// size is how many bytes a value has, about.
 func size(v any) int64 {
 	switch v := v.(type) {
 	case string:
-		if int64(len(v)) < 1<<10 {
-			return int64(len(v))
-		}
-		units := 0
-		for _, r := range v {
-			units += max(1, utf16.RuneLen(r))
-		}
-		return int64(max(len(v), 2*units))
+		return int64(len(v))
 	case []byte:
 		return int64(len(v))
 	default:
 		return 8
 	}
+}
+
+// cut says whether SQL Server may have cut a text in UTF-16 off at so many bytes.
+func cut(v any, at int64) bool {
+	s, ok := v.(string)
+	if !ok || 2*int64(len(s)) < at {
+		return false
+	}
+	units := int64(0)
+	for _, r := range s {
+		units += int64(max(1, utf16.RuneLen(r)))
+	}
+	return 2*units >= at
 }
 
 // keyOf spells a key: its parts as the database spells them, with commas between.
