@@ -23,6 +23,8 @@ type checkpoint struct {
 	Phase  phase  `json:"phase"`
 	// Mode says what a baseline does with rows.
 	Mode Baseline `json:"mode,omitempty"`
+	// Silent is when a baseline ended whose rows were not published.
+	Silent time.Time `json:"silent,omitzero"`
 	// Cursor is where to go on; nil: at the beginning.
 	Cursor json.RawMessage `json:"cursor,omitempty"`
 	// Since is when the phase began, Rows and Pages how far its listing has come,

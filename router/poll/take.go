@@ -187,6 +187,9 @@ func (s *source) take(ctx context.Context, p *Page) (taken, error) {
 			x := s.list.index
 			s.cp.Known.Live = max(0, x.all)
 		}
+		if silent {
+			s.cp.Silent = time.Now().UTC()
+		}
 		s.cp.Phase, s.cp.Mode, s.cp.Since = phaseChanges, "", time.Now().UTC()
 		s.cp.Reason, s.cp.Missing, s.cp.Confirmed = "", 0, false
 	}
@@ -503,7 +506,9 @@ func (s *source) again(ctx context.Context, r *record.Row, key, version uint64) 
 	if was, ok := o.before[key]; ok {
 		return was == version, nil
 	}
-	if o.exact || o.begun && o.old == nil || s.cp.Known.Full || s.cp.Known.Live > mostOld || time.Since(r.Modified) < sureDedup {
+	// What a silent baseline had was not published, so dedup does not know it.
+	sure := time.Since(r.Modified) < sureDedup && time.Since(s.cp.Silent) > sureDedup
+	if o.exact || o.begun && o.old == nil || s.cp.Known.Full || s.cp.Known.Live > mostOld || sure {
 		return false, nil
 	}
 	if o.old == nil {

@@ -111,12 +111,27 @@ func (r consumerReader) fetch(ctx context.Context, max int, wait time.Duration, 
 	defer cancel()
 	// Fetch, not Consume: that one can lose its last request and stop for 30
 	// seconds (nats.go v1.55.0, jetstream/pull.go).
-	batch, err := r.c.Fetch(max, jetstream.FetchContext(ctx), jetstream.FetchMaxBytes(fetchBytes))
+	options := []jetstream.FetchOpt{jetstream.FetchContext(ctx), jetstream.FetchMaxBytes(fetchBytes)}
+	if r.replicated() {
+		max, options = min(max, readyBatch), options[:1]
+	}
+	batch, err := r.c.Fetch(max, options...)
 	if err != nil {
 		return err
 	}
 	_, err = yieldAll(batch, yield)
 	return err
+}
+
+// replicated says whether several servers keep the cursor. A request with a limit of
+// bytes is then of no use: when it has had all its messages the server says "Batch
+// Completed", and that overtakes the last of them, which waits for the quorum. The
+// client ends the request there and drops what comes after; for a subscriber that
+// takes one at a time, that is everything (nats-server v2.15.2, consumer.go,
+// deliverMsg and JsPullRequestRemainingBytesT; seen 2026-11).
+func (r consumerReader) replicated() bool {
+	info := r.c.CachedInfo()
+	return info != nil && info.Cluster != nil && len(info.Cluster.Replicas) > 0
 }
 
 // readyBatch bounds the memory of one request, which can have no limit of bytes:

@@ -10,6 +10,7 @@ import (
 	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/poll"
+	"github.com/gridfan/gridfan/router/poll/delta"
 	"github.com/gridfan/gridfan/router/poll/odata"
 	"github.com/gridfan/gridfan/router/poll/request"
 	"github.com/gridfan/gridfan/router/poll/sqlrows"
@@ -54,6 +55,10 @@ func (a *App) way(p config.Polled, log *slog.Logger) (func(context.Context) (pol
 	case p.OData != nil:
 		return func(context.Context) (poll.Fetcher, error) {
 			return odata.New(*p.OData, request.Options{Egress: a.rules.Way(false), Log: log})
+		}, shape.Event, nil
+	case p.Delta != nil:
+		return func(context.Context) (poll.Fetcher, error) {
+			return delta.New(*p.Delta, request.Options{Egress: a.rules.Way(false), Log: log})
 		}, shape.Event, nil
 	case p.SQL != nil:
 		return func(context.Context) (poll.Fetcher, error) {

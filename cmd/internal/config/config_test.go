@@ -631,6 +631,39 @@ const polling = `sources:
         auth: { default: true }
         table: { name: Runs, key: Id }
         cursor: { kind: rowversion, column: Version }
+  tms:
+    kind: custom
+    poll:
+      delta:
+        url: https://tms.example/changes
+        method: POST
+        query: { v: "2" }
+        headers: { X-Tenant: "${env:KEY}" }
+        body: '{"after": "{cursor}"}'
+        start: "0"
+        items: .items[]
+        cursor: .cursor
+        next: .links.next
+        resume: .links.delta
+        more: .more
+        key: [ .plant, .id ]
+        version: .rev
+        versionGrows: true
+        modified: .changed
+        created: .made
+        deleted: .gone
+        data: .row
+        table: Shipment
+        scope: eu
+        scopeColumn: plant
+        begins: true
+        hold: 30s
+        expired: [ 404 ]
+        maxPage: 1MiB
+        auth: { basic: { username: gridfan, password: "${env:KEY}" } }
+  one:
+    kind: custom
+    poll: { delta: { url: "https://one.example", items: ".", key: .id, table: One } }
 `
 
 func TestPolledSources(t *testing.T) {
@@ -638,7 +671,7 @@ func TestPolledSources(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Sources) != 1 || c.Sources[0].Name != "crm" || len(c.Polled) != 5 {
+	if len(c.Sources) != 1 || c.Sources[0].Name != "crm" || len(c.Polled) != 7 {
 		t.Fatalf("%d sources are pushed and %d polled", len(c.Sources), len(c.Polled))
 	}
 	var got []string
@@ -652,6 +685,8 @@ func TestPolledSources(t *testing.T) {
 		"erp poll: odata PurchaseOrderHeadersV2 of https://contoso.operations.dynamics.com/data by modified every 5m as contoso; /PurchaseOrderHeadersV2",
 		"lab poll: sql dbo.Runs of sqlserver at lab.database.windows.net by rowversion by Version every 5s to 2m as lab; dbo/Runs",
 		"mes poll: sql dbo.Jobs of sqlserver at mes.database.windows.net by changeTracking every 5s to 2m as mes; dbo/Jobs",
+		"one poll: delta One of https://one.example by what the endpoint gives every 5s to 2m as one; /One",
+		"tms poll: delta Shipment of https://tms.example/changes by what the endpoint gives every 5s to 2m as tms; eu/Shipment",
 		"wms poll: sql sales.Orders of sqlserver at wms.database.windows.net by timestamp by ChangedAt every 5s to 2m as wms; sales/Orders",
 	}
 	if d := cmp.Diff(want, got); d != "" {
@@ -674,7 +709,11 @@ func TestPolledSources(t *testing.T) {
 	if o := c.Polled[1].OData; *o.CrossCompany || o.NumberColumn != "RecId" || o.Auth.ManagedIdentity.ClientID != "11111111-2222-3333-4444-555555555555" {
 		t.Errorf("%+v", o)
 	}
-	if s := c.Polled[4].SQL; s.Cursor.Overlap != 10*time.Minute || s.Table.Filter != "State <> 'x'" || s.PageSize != 100 || s.MaxBytes != 1<<20 || s.Timeout != 10*time.Second {
+	if x := c.Polled[5].Delta; x.Method != "POST" || x.Query["v"] != "2" || x.Headers["X-Tenant"] != "key-key-key-key-key" || x.Start != "0" || x.Resume != ".links.delta" ||
+		len(x.Key) != 2 || !x.VersionGrows || x.Data != ".row" || x.ScopeColumn != "plant" || !x.Begins || x.Hold != 30*time.Second || !slices.Equal(x.Expired, []int{404}) || x.Auth.Basic.Username != "gridfan" {
+		t.Errorf("%+v", x)
+	}
+	if s := c.Polled[6].SQL; s.Cursor.Overlap != 10*time.Minute || s.Table.Filter != "State <> 'x'" || s.PageSize != 100 || s.MaxBytes != 1<<20 || s.Timeout != 10*time.Second {
 		t.Errorf("%+v", s)
 	}
 

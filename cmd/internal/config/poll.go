@@ -12,6 +12,7 @@ import (
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/normalise"
 	"github.com/gridfan/gridfan/router/poll"
+	"github.com/gridfan/gridfan/router/poll/delta"
 	"github.com/gridfan/gridfan/router/poll/odata"
 	"github.com/gridfan/gridfan/router/poll/sqlrows"
 	"github.com/gridfan/gridfan/schemas/event"
@@ -37,6 +38,7 @@ type Polled struct {
 	Rationale string  // the operator's reason for the pattern
 
 	OData *odata.Config
+	Delta *delta.Config
 	SQL   *sqlrows.Config
 }
 
@@ -74,6 +76,8 @@ func (p *Polled) Reading() *Reading {
 	switch {
 	case p.OData != nil:
 		r.Way, r.From, r.Of, r.Cursor = "odata", origin(p.OData.URL), p.OData.Entity, string(p.OData.Cursor)
+	case p.Delta != nil:
+		r.Way, r.From, r.Of, r.Cursor = "delta", origin(p.Delta.URL), p.Delta.Table, "what the endpoint gives"
 	case p.SQL != nil:
 		r.Way, r.From, r.Of, r.Cursor = "sql", string(p.SQL.Driver)+" at "+p.SQL.Host(), p.SQL.Table.Schema+"."+p.SQL.Table.Name, string(p.SQL.Cursor.Kind)
 		if p.SQL.Cursor.Column != "" {
@@ -107,6 +111,9 @@ func (p *Polled) Shape() *record.Shape {
 	if p.OData != nil {
 		return p.OData.Shape(p.Name)
 	}
+	if p.Delta != nil {
+		return p.Delta.Shape(p.Name)
+	}
 	return &record.Shape{Kind: p.Kind, Source: p.Name, Scope: p.SQL.Table.Schema, Table: p.SQL.Table.Name, Key: p.SQL.Table.Key}
 }
 
@@ -114,6 +121,9 @@ func (p *Polled) Shape() *record.Shape {
 func (p Polled) redacted() Polled {
 	if p.OData != nil {
 		p.OData = new(p.OData.Redacted())
+	}
+	if p.Delta != nil {
+		p.Delta = new(p.Delta.Redacted())
 	}
 	if p.SQL != nil {
 		p.SQL = new(p.SQL.Redacted())

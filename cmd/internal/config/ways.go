@@ -3,6 +3,7 @@ package config
 import (
 	"slices"
 
+	"github.com/gridfan/gridfan/router/poll/delta"
 	"github.com/gridfan/gridfan/router/poll/odata"
 	"github.com/gridfan/gridfan/router/poll/request"
 	"github.com/gridfan/gridfan/router/poll/sqlrows"
@@ -23,6 +24,15 @@ func (d *decoder) ways(v *value, p *Polled) {
 			d.validated(p.OData.Validate(path+".odata"), o, path+".odata")
 		}
 		p.Identity = p.OData.Identity()
+	}
+	if c := v.get("delta"); c != nil {
+		named = append(named, "delta")
+		p.Delta = d.delta(c)
+		d.validated(p.Delta.Validate(path+".delta"), c, path+".delta")
+		if p.Kind != event.KindCustom && slices.Contains(pollable, p.Kind) {
+			d.problem(c.at, c.path, "rows of an endpoint of your own are events of kind custom, this source's is %s", p.Kind)
+		}
+		p.Identity = p.Delta.Identity()
 	}
 	if s := v.get("sql"); s != nil {
 		named = append(named, "sql")
@@ -71,6 +81,56 @@ func (d *decoder) odata(v *value, kind string) *odata.Config {
 		CrossCompany:   d.chosen(v.get("crossCompany")),
 		Annotations:    d.chosen(v.get("annotations")),
 	}
+}
+
+func (d *decoder) delta(v *value) *delta.Config {
+	c := &delta.Config{
+		Target:       d.target(v),
+		Method:       d.text(v.get("method")),
+		Query:        d.pairs(v.get("query")),
+		Headers:      d.pairs(v.get("headers")),
+		Body:         d.text(v.get("body")),
+		Start:        d.text(v.get("start")),
+		Items:        d.expression(v.get("items")),
+		Cursor:       d.expression(v.get("cursor")),
+		Next:         d.expression(v.get("next")),
+		Resume:       d.expression(v.get("resume")),
+		More:         d.expression(v.get("more")),
+		Version:      d.expression(v.get("version")),
+		VersionGrows: d.boolean(v.get("versionGrows")),
+		Modified:     d.expression(v.get("modified")),
+		Created:      d.expression(v.get("created")),
+		Deleted:      d.expression(v.get("deleted")),
+		Data:         d.expression(v.get("data")),
+		Table:        d.text(v.get("table")),
+		Scope:        d.text(v.get("scope")),
+		ScopeColumn:  d.text(v.get("scopeColumn")),
+		Begins:       d.boolean(v.get("begins")),
+		Hold:         d.duration(v.get("hold")).Std(),
+	}
+	if key := v.get("key"); key != nil && key.kind == text {
+		c.Key = []string{d.expression(key)}
+	} else {
+		for _, item := range d.items(key) {
+			c.Key = append(c.Key, d.expression(item)) // in its place even if unreadable
+		}
+	}
+	for _, item := range d.items(v.get("expired")) {
+		c.Expired = append(c.Expired, d.integer(item))
+	}
+	return c
+}
+
+// pairs reads names and values that may be secret.
+func (d *decoder) pairs(v *value) map[string]string {
+	if v == nil || v.kind != mapping {
+		return nil // reported
+	}
+	pairs := map[string]string{}
+	for _, f := range v.fields {
+		pairs[f.name] = d.text(v.get(f.name))
+	}
+	return pairs
 }
 
 // chosen is boolean for a key whose default depends on others.

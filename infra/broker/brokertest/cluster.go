@@ -105,15 +105,18 @@ func (c *Cluster) StopLeader(stream string) (again func()) {
 	return nil
 }
 
-// Connect reaches the cluster as gridfan does, with three replicas of
-// everything.
-func (c *Cluster) Connect() *broker.Broker {
-	c.t.Helper()
+// URL is where NATS clients reach its servers, those that are stopped included.
+func (c *Cluster) URL() string {
 	var urls []string
 	for _, o := range c.options {
 		urls = append(urls, fmt.Sprintf("nats://127.0.0.1:%d", o.Port))
 	}
-	return connect(c.t, broker.Config{
-		URL: strings.Join(urls, ","), Replicas: 3, Durability: broker.SyncAlways, MaxBytes: 1 << 30,
-	})
+	return strings.Join(urls, ",")
+}
+
+// Connect reaches the cluster as gridfan does, with three replicas of
+// everything.
+func (c *Cluster) Connect() *broker.Broker {
+	c.t.Helper()
+	return connect(c.t, broker.Config{URL: c.URL(), Replicas: 3, Durability: broker.SyncAlways, MaxBytes: 1 << 30})
 }
