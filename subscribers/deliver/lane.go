@@ -25,6 +25,8 @@ type delivery struct {
 	surplus bool         // to be given up without an attempt
 	event   *event.Event // from prepare on
 	out     *event.Event // what is sent: event, or what a transform made of it
+	date    time.Time    // see accepted
+	dated   bool
 	// attempts were made in all; tries are those since the last record, without
 	// the last.
 	attempts int

@@ -1,6 +1,7 @@
 package deliver
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,9 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/schemas/event"
 )
 
 // pullReader reads through a durable JetStream consumer, by the protocol of pull
@@ -242,6 +246,10 @@ func ends(m *nats.Msg) (over bool, err error) {
 type pulled struct {
 	m        *nats.Msg
 	nc       *nats.Conn
+	reply    string
+	raw      []byte      // headers as they came; nil: as m has them
+	names    nats.Header // of raw, once somebody wants to have them as a map
+	data     []byte
 	stream   uint64 // sequence in the stream
 	consumer uint64 // number of the delivery
 	repeated bool
@@ -255,7 +263,8 @@ var errNoMetadata = errors.New("its reply subject is not that of a consumer's me
 //	$JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>.<consumer sequence>.<time>.<pending>
 //	$JS.ACK.<domain>.<account>.<stream>.<consumer>.<delivered>.<stream sequence>.…
 func pulledFrom(nc *nats.Conn, m *nats.Msg) (*pulled, error) {
-	rest, ok := strings.CutPrefix(m.Reply, "$JS.ACK.")
+	reply, raw, body := broker.Handed(m)
+	rest, ok := strings.CutPrefix(reply, "$JS.ACK.")
 	before := 2 // tokens
 	switch n := strings.Count(rest, "."); {
 	case !ok || n < 6 || n == 7:
@@ -275,15 +284,78 @@ func pulledFrom(nc *nats.Conn, m *nats.Msg) (*pulled, error) {
 			return nil, errNoMetadata
 		}
 	}
-	return &pulled{m: m, nc: nc, repeated: numbers[0] > 1, stream: numbers[1], consumer: numbers[2]}, nil
+	return &pulled{m: m, nc: nc, reply: reply, raw: raw, data: body, repeated: numbers[0] > 1, stream: numbers[1], consumer: numbers[2]}, nil
 }
 
-func (p *pulled) header() nats.Header { return p.m.Header }
-func (p *pulled) body() []byte        { return p.m.Data }
-func (p *pulled) subject() string     { return p.m.Subject }
-func (p *pulled) sequence() uint64    { return p.stream }
-func (p *pulled) serial() uint64      { return p.consumer }
-func (p *pulled) again() bool         { return p.repeated }
+func (p *pulled) header() nats.Header {
+	if p.raw == nil {
+		return p.m.Header
+	}
+	if p.names == nil {
+		// What is broken has none: it becomes a dead letter.
+		if p.names, _ = nats.DecodeHeadersMsg(p.raw); p.names == nil {
+			p.names = nats.Header{}
+		}
+	}
+	return p.names
+}
+
+func (p *pulled) get(name string) string {
+	if p.raw == nil || p.names != nil {
+		return p.header().Get(name)
+	}
+	for rest := p.raw; ; {
+		line, after, more := bytes.Cut(rest, []byte("\n"))
+		line, _ = bytes.CutSuffix(line, []byte("\r"))
+		if len(line) > len(name) && line[len(name)] == ':' && string(line[:len(name)]) == name {
+			return string(bytes.TrimLeft(line[len(name)+1:], " \t"))
+		}
+		if !more || len(line) == 0 {
+			return ""
+		}
+		rest = after
+	}
+}
+
+func (p *pulled) decode() (*event.Event, error) {
+	if p.raw == nil || p.names != nil {
+		return event.Decode(p.header(), p.data)
+	}
+	var room [32]event.Field
+	fields, ok := fieldsOf(room[:0], string(p.raw))
+	if !ok {
+		return event.Decode(p.header(), p.data) // whatever the client makes of it
+	}
+	return event.DecodeFields(fields, p.data)
+}
+
+// fieldsOf appends the headers of a block to fields. It understands what the client
+// writes, and says so.
+func fieldsOf(fields []event.Field, block string) ([]event.Field, bool) {
+	line, rest, ok := strings.Cut(block, "\r\n")
+	if !ok || line != "NATS/1.0" {
+		return fields, false
+	}
+	for {
+		if line, rest, ok = strings.Cut(rest, "\r\n"); !ok {
+			return fields, false
+		}
+		if line == "" {
+			return fields, rest == ""
+		}
+		name, value, ok := strings.Cut(line, ":")
+		if !ok || name == "" || strings.Contains(line, "\n") {
+			return fields, false
+		}
+		fields = append(fields, event.Field{Name: name, Value: strings.TrimLeft(value, " \t")})
+	}
+}
+
+func (p *pulled) body() []byte     { return p.data }
+func (p *pulled) subject() string  { return p.m.Subject }
+func (p *pulled) sequence() uint64 { return p.stream }
+func (p *pulled) serial() uint64   { return p.consumer }
+func (p *pulled) again() bool      { return p.repeated }
 
 // What the server is told of a message (server/consumer.go, processAck).
 var (
@@ -292,6 +364,6 @@ var (
 	wordRelease = []byte("-NAK")
 )
 
-func (p *pulled) ack() error     { return p.nc.Publish(p.m.Reply, wordAck) }
-func (p *pulled) hold() error    { return p.nc.Publish(p.m.Reply, wordHold) }
-func (p *pulled) release() error { return p.nc.Publish(p.m.Reply, wordRelease) }
+func (p *pulled) ack() error     { return p.nc.Publish(p.reply, wordAck) }
+func (p *pulled) hold() error    { return p.nc.Publish(p.reply, wordHold) }
+func (p *pulled) release() error { return p.nc.Publish(p.reply, wordRelease) }

@@ -3,13 +3,16 @@ package deliver
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gridfan/gridfan/infra/broker/brokertest"
+	"github.com/gridfan/gridfan/schemas/event"
 )
 
 func TestPulledFrom(t *testing.T) {
@@ -35,10 +38,48 @@ func TestPulledFrom(t *testing.T) {
 			}
 			continue
 		}
-		if want.m = m; err != nil || *got != *want {
+		if err != nil || got.stream != want.stream || got.consumer != want.consumer || got.repeated != want.repeated || got.reply != reply {
 			t.Errorf("%q: got %+v, %v", reply, got, err)
 		}
 	}
+}
+
+// FuzzHeaders: of headers as they came we make what the client makes of them.
+func FuzzHeaders(f *testing.F) {
+	for _, block := range []string{
+		"NATS/1.0\r\nce-specversion: 1.0\r\nce-id:1\r\nce-source:  /s\r\nce-type: t\r\nce-time: 2026-11-01T10:00:00Z\r\nce-x: a%20b\r\nGridfan-Anew: later\r\nGridfan-Data: json\r\n\r\n",
+		"NATS/1.0\r\nce-id: 1\r\nce-id: 2\r\nCE-ID: 3\r\nce-specversion: 1.0\r\nce-source: s\r\nce-type: t\r\nce-x: 1\r\nce-x: 2\r\n\r\n",
+		"NATS/1.0 503\r\n\r\n", "NATS/1.0\r\n\r\nce-id: 1\r\n\r\n", "NATS/1.0\r\n: x\r\nce-id: \r\n\r\n", "NATS/1.0\nce-id: 1\n\n", "NATS/1.0\r\nce-id", "HTTP/1.1\r\n\r\n", "",
+		"NATS/1.0\r\nContent-Type: application/cloudevents+json\r\n\r\n", "NATS/1.0\r\nce-specversion: 1.0\r\nce-id: \r\nce-id: x\r\n\r\n", "NATS/1.0\r\nce-id: a\rb\r\r\n\r\n",
+	} {
+		f.Add(block, "Gridfan-Anew")
+	}
+	f.Fuzz(func(t *testing.T, block, name string) {
+		h, err := nats.DecodeHeadersMsg([]byte(block))
+		if err != nil {
+			h = nats.Header{}
+		}
+		different := map[string]bool{} // names that differ in their case alone come in any order out of a map
+		for n := range h {
+			if n = strings.ToLower(n); different[n] {
+				return
+			}
+			different[n] = true
+		}
+		body := []byte(`{"specversion":"1.0","id":"1","source":"s","type":"t"}`)
+		want, wantErr := event.Decode(h, body)
+		p := &pulled{m: &nats.Msg{}, raw: []byte(block), data: body}
+		if got := p.get(name); err == nil && name != "" && !strings.Contains(name, ":") && got != h.Get(name) && name != "Status" && name != "Description" {
+			t.Errorf("%q of %q: got %q, want %q", name, block, got, h.Get(name))
+		}
+		got, gotErr := p.decode()
+		if d := cmp.Diff(want, got); d != "" && wantErr == nil || (wantErr == nil) != (gotErr == nil) {
+			t.Errorf("%q: %v and %v (-want +got):\n%s", block, wantErr, gotErr, d)
+		}
+		if d := cmp.Diff(h, p.header()); d != "" {
+			t.Errorf("%q (-want +got):\n%s", block, d)
+		}
+	})
 }
 
 // TestPullReader reads from a real server: what comes, what a stopped request leaves

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/schemas/event"
 )
 
 // reader hands a worker its messages. It hides how they are read from the
@@ -27,6 +28,10 @@ type reader interface {
 // is acked or its ack wait ends.
 type message interface {
 	header() nats.Header
+	// get gives one header, without the others.
+	get(name string) string
+	// decode gives the event that it is.
+	decode() (*event.Event, error)
 	body() []byte
 	subject() string
 	// sequence is the message's place in its stream.
