@@ -170,8 +170,8 @@ func (b *Broker) where() string {
 	return b.control.ConnectedUrlRedacted()
 }
 
-// dial opens one more connection.
-func (b *Broker) dial(name string) (*nats.Conn, error) {
+// dial opens one more connection; more comes after the options that all have.
+func (b *Broker) dial(name string, more ...nats.Option) (*nats.Conn, error) {
 	opts := []nats.Option{
 		nats.Name(name),
 		nats.MaxReconnects(-1),
@@ -197,7 +197,7 @@ func (b *Broker) dial(name string) (*nats.Conn, error) {
 			opts = append(opts, nats.UserCredentialBytes([]byte(b.cfg.Credentials.Reveal())))
 		}
 	}
-	nc, err := nats.Connect(url, opts...)
+	nc, err := nats.Connect(url, append(opts, more...)...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the broker: %w", err)
 	}

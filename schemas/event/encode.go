@@ -131,55 +131,90 @@ func (e *Event) Header(h map[string][]string) {
 	}
 }
 
+// Field is one header of a message.
+type Field struct{ Name, Value string }
+
 // Decode reads a NATS message back: what Encode wrote, or any CloudEvent in
 // binary or structured mode that another client published.
 func Decode(header map[string][]string, body []byte) (*Event, error) {
-	ct := headerValue(header, headerContentType)
+	var room [32]Field
+	fields := room[:0]
+	for name, values := range header {
+		if len(values) > 0 {
+			fields = append(fields, Field{name, values[0]})
+		}
+	}
+	return DecodeFields(fields, body)
+}
+
+// DecodeFields is Decode for headers in the order in which they came. Of those of the
+// same name the first counts. The event keeps parts of their texts.
+func DecodeFields(fields []Field, body []byte) (*Event, error) {
+	ct := fieldOf(fields, headerContentType)
 	if mediaType(ct) == MediaStructured {
 		return ParseJSON(body)
 	}
 	e := &Event{DataContentType: ct}
 	spec, types, isJSON := "", "", ""
-	for name, values := range header {
-		if len(values) == 0 {
-			continue
-		}
+	var seen [8]bool
+	first := func(i int) bool {
+		was := seen[i]
+		seen[i] = true
+		return !was
+	}
+	for _, f := range fields {
+		name := f.Name
 		if len(name) <= len(headerPrefix) || !strings.EqualFold(name[:len(headerPrefix)], headerPrefix) {
 			switch {
-			case strings.EqualFold(name, headerTypes):
-				types = headerValue(header, headerTypes)
-			case strings.EqualFold(name, headerData):
-				isJSON = headerValue(header, headerData)
+			case len(name) == len(headerTypes) && strings.EqualFold(name, headerTypes):
+				types = fieldOf(fields, headerTypes)
+			case len(name) == len(headerData) && strings.EqualFold(name, headerData):
+				isJSON = fieldOf(fields, headerData)
 			}
 			continue
 		}
-		value, err := percentDecode(values[0])
+		value, err := percentDecode(f.Value)
 		if err != nil {
 			return nil, fmt.Errorf("header %.64s: %w", name, err)
 		}
 		switch name := strings.ToLower(name[len(headerPrefix):]); name {
 		case "specversion":
-			spec = value
+			if first(0) {
+				spec = value
+			}
 		case "id":
-			e.ID = value
+			if first(1) {
+				e.ID = value
+			}
 		case "source":
-			e.Source = value
+			if first(2) {
+				e.Source = value
+			}
 		case "type":
-			e.Type = value
+			if first(3) {
+				e.Type = value
+			}
 		case "subject":
-			e.Subject = value
+			if first(4) {
+				e.Subject = value
+			}
 		case "dataschema":
-			e.DataSchema = value
+			if first(5) {
+				e.DataSchema = value
+			}
 		case "datacontenttype":
-			if ct == "" {
+			if first(6) && ct == "" {
 				e.DataContentType = value
 			}
 		case "time":
+			if !first(7) {
+				continue
+			}
 			if e.Time, err = ParseTime(value); err != nil {
 				return nil, fmt.Errorf("attribute time: %w", err)
 			}
 		default:
-			if value != "" { // an empty header is no attribute; Header sends none
+			if _, twice := e.find(name); !twice && value != "" { // an empty header is no attribute; Header sends none
 				e.SetExtension(Extension{Name: name, Value: value})
 			}
 		}
@@ -235,18 +270,22 @@ func parseTypes(s string) map[string]ExtensionType {
 	return types
 }
 
-// headerValue finds a header whatever its case: NATS keeps the case it was
-// sent with.
-func headerValue(header map[string][]string, name string) string {
-	if v := header[name]; len(v) > 0 {
-		return v[0]
-	}
-	for k, v := range header {
-		if len(v) > 0 && strings.EqualFold(k, name) {
-			return v[0]
+// fieldOf finds a header whatever its case: NATS keeps the case it was sent with.
+// The one that is spelled as here goes first.
+func fieldOf(fields []Field, name string) string {
+	value, found := "", false
+	for _, f := range fields {
+		if len(f.Name) != len(name) {
+			continue
+		}
+		if f.Name == name {
+			return f.Value
+		}
+		if !found && strings.EqualFold(f.Name, name) {
+			value, found = f.Value, true
 		}
 	}
-	return ""
+	return value
 }
 
 func mediaType(contentType string) string {

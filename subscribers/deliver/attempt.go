@@ -59,9 +59,9 @@ func (w *worker) prepare(d *delivery) bool {
 	if w.lender != nil && w.returned(d) {
 		return false
 	}
-	e, err := event.Decode(d.header(), d.body())
+	e, err := d.decode()
 	if err = errors.Join(d.broken, err); err != nil {
-		d.event = &event.Event{ID: d.header().Get("ce-id")}
+		d.event = &event.Event{ID: d.get("ce-id")}
 		w.deadLetter(d, causeUndecodable, Attempt{Reason: "not an event of ours: " + err.Error()}, 0)
 		return false
 	}
@@ -339,15 +339,23 @@ func steady() time.Time { return clock.Add(time.Since(clock)) }
 // age is how long ago an event was accepted, or sent out anew; 0 if it does not
 // say.
 func (w *worker) age(d *delivery) time.Duration {
-	text := d.header().Get(HeaderAnew)
-	if text == "" {
-		text = d.event.Get(event.ExtRecordedTime)
+	t := d.accepted()
+	if text := d.get(HeaderAnew); text != "" {
+		t, _ = event.ParseTime(text) // or it does not say
 	}
-	t, err := event.ParseTime(text)
-	if err != nil {
+	if t.IsZero() {
 		return 0
 	}
 	return max(0, steady().Sub(t))
+}
+
+// accepted is when the event was, the zero time if it does not say.
+func (d *delivery) accepted() time.Time {
+	if !d.dated {
+		d.dated = true
+		d.date, _ = event.ParseTime(d.event.Get(event.ExtRecordedTime)) // or it does not say
+	}
+	return d.date
 }
 
 func (w *worker) tooOld(age time.Duration) bool {

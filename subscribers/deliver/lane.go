@@ -25,6 +25,8 @@ type delivery struct {
 	surplus bool         // to be given up without an attempt
 	event   *event.Event // from prepare on
 	out     *event.Event // what is sent: event, or what a transform made of it
+	date    time.Time    // see accepted
+	dated   bool
 	// attempts were made in all; tries are those since the last record, without
 	// the last.
 	attempts int
@@ -111,13 +113,13 @@ func (l *lane) declare(ctx context.Context) (made bool, err error) {
 	}
 	c, err := l.w.js.Consumer(ctx, l.stream, cfg.Durable)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		c, err = l.w.js.CreateConsumer(ctx, l.stream, cfg)
+		_, err = l.w.js.CreateConsumer(ctx, l.stream, cfg)
 		made = true
 	} else if err == nil {
 		have := c.CachedInfo().Config
 		cfg.DeliverPolicy, cfg.OptStartSeq = have.DeliverPolicy, have.OptStartSeq
 		if !sameSettings(have, cfg) {
-			c, err = l.w.js.UpdateConsumer(ctx, l.stream, cfg)
+			_, err = l.w.js.UpdateConsumer(ctx, l.stream, cfg)
 		}
 	}
 	if err != nil {
@@ -134,7 +136,7 @@ func (l *lane) declare(ctx context.Context) (made bool, err error) {
 	case made && at == known:
 		l.early = cfg.MaxAckPending
 	}
-	l.reader = consumerReader{c, l.w.link}
+	l.reader = newPullReader(l.w.conn, l.w.link, l.stream, cfg.Durable, l.window)
 	return made, nil
 }
 

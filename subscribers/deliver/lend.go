@@ -278,8 +278,8 @@ func (w *worker) returned(d *delivery) bool {
 // eventOf reads the event of a message that is settled whatever is in it.
 func (w *worker) eventOf(d *delivery) {
 	var err error
-	if d.event, err = event.Decode(d.header(), d.body()); err != nil {
-		d.event = &event.Event{ID: d.header().Get("ce-id")}
+	if d.event, err = d.decode(); err != nil {
+		d.event = &event.Event{ID: d.get("ce-id")}
 	}
 	d.out = d.event
 }
@@ -524,12 +524,15 @@ type lent struct {
 }
 
 func (l *lent) header() nats.Header { return l.head }
+func (l *lent) get(n string) string { return l.head.Get(n) }
 func (l *lent) body() []byte        { return l.data }
 func (l *lent) subject() string     { return l.on }
 func (l *lent) sequence() uint64    { return l.at }
 func (l *lent) serial() uint64      { return 0 }
 func (l *lent) again() bool         { return false }
 func (l *lent) hold() error         { return nil }
+
+func (l *lent) decode() (*event.Event, error) { return event.Decode(l.head, l.data) }
 
 // release leaves it where it is: it comes due.
 func (l *lent) release() error { return nil }

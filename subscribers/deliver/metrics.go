@@ -97,9 +97,9 @@ func (s *series) attempted(o Outcome, took time.Duration) {
 	s.attemptTime.Observe(took.Seconds())
 }
 
-func (s *series) delivered(e *event.Event, now time.Time) {
-	if t, err := event.ParseTime(e.Get(event.ExtRecordedTime)); err == nil {
-		s.accepted.Observe(max(0, now.Sub(t).Seconds()))
+func (s *series) delivered(e *event.Event, accepted, now time.Time) {
+	if !accepted.IsZero() {
+		s.accepted.Observe(max(0, now.Sub(accepted).Seconds()))
 	}
 	if !e.Time.IsZero() {
 		s.endToEnd.Observe(max(0, now.Sub(e.Time).Seconds()))

@@ -62,9 +62,9 @@ func (w *worker) putBehind(d *delivery) {
 		return
 	}
 	var err error
-	if d.event, err = event.Decode(d.header(), d.body()); err != nil {
+	if d.event, err = d.decode(); err != nil {
 		// It does not need to wait for anybody.
-		d.event = &event.Event{ID: d.header().Get("ce-id")}
+		d.event = &event.Event{ID: d.get("ce-id")}
 		w.deadLetter(d, causeUndecodable, Attempt{Reason: "not an event of ours: " + err.Error()}, 0)
 		return
 	}

@@ -2,8 +2,6 @@ package deliver
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -12,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/schemas/event"
 )
 
 // reader hands a worker its messages. It hides how they are read from the
@@ -29,6 +28,10 @@ type reader interface {
 // is acked or its ack wait ends.
 type message interface {
 	header() nats.Header
+	// get gives one header, without the others.
+	get(name string) string
+	// decode gives the event that it is.
+	decode() (*event.Event, error)
 	body() []byte
 	subject() string
 	// sequence is the message's place in its stream.
@@ -58,12 +61,6 @@ const fetchWait = 30 * time.Second
 
 // fetchBytes bounds what one request brings: two messages of the largest kind.
 const fetchBytes = 2*broker.MaxPayload + 1<<20
-
-// consumerReader reads through a durable JetStream consumer.
-type consumerReader struct {
-	c    jetstream.Consumer
-	link *link
-}
 
 // link notices that a connection was lost and found again. A request for messages
 // that was with the server before is not any more, and would be waited for in
@@ -103,88 +100,6 @@ func (l *link) with(ctx context.Context) (context.Context, context.CancelFunc) {
 	stop := context.AfterFunc(link, cancel)
 	return ctx, func() { stop(); cancel() }
 }
-
-func (r consumerReader) fetch(ctx context.Context, max int, wait time.Duration, yield func(message)) error {
-	ctx, unlink := r.link.with(ctx)
-	defer unlink()
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	// Fetch, not Consume: that one can lose its last request and stop for 30
-	// seconds (nats.go v1.55.0, jetstream/pull.go).
-	options := []jetstream.FetchOpt{jetstream.FetchContext(ctx), jetstream.FetchMaxBytes(fetchBytes)}
-	if r.replicated() {
-		max, options = min(max, readyBatch), options[:1]
-	}
-	batch, err := r.c.Fetch(max, options...)
-	if err != nil {
-		return err
-	}
-	_, err = yieldAll(batch, yield)
-	return err
-}
-
-// replicated says whether several servers keep the cursor. A request with a limit of
-// bytes is then of no use: when it has had all its messages the server says "Batch
-// Completed", and that overtakes the last of them, which waits for the quorum. The
-// client ends the request there and drops what comes after; for a subscriber that
-// takes one at a time, that is everything (nats-server v2.15.2, consumer.go,
-// deliverMsg and JsPullRequestRemainingBytesT; seen 2026-11).
-func (r consumerReader) replicated() bool {
-	info := r.c.CachedInfo()
-	return info != nil && info.Cluster != nil && len(info.Cluster.Replicas) > 0
-}
-
-// readyBatch bounds the memory of one request, which can have no limit of bytes:
-// 16 messages of the largest kind fit the connection's own limit.
-const readyBatch = 16
-
-// ready does not use a deadline: what the server had sent when it ended would
-// come again only after ackWait. Here the server says when there is no more.
-func (r consumerReader) ready(ctx context.Context, max int, yield func(message)) error {
-	for max > 0 && ctx.Err() == nil {
-		n := min(max, readyBatch)
-		batch, err := r.c.FetchNoWait(n)
-		if err != nil {
-			return err
-		}
-		came, err := yieldAll(batch, yield)
-		if err != nil || came < n {
-			return err
-		}
-		max -= n
-	}
-	return nil
-}
-
-func yieldAll(batch jetstream.MessageBatch, yield func(message)) (n int, err error) {
-	for m := range batch.Messages() {
-		meta, err := m.Metadata()
-		if err != nil {
-			return n, fmt.Errorf("metadata of a fetched message: %w", err)
-		}
-		yield(consumed{m, meta})
-		n++
-	}
-	if err := batch.Error(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
-		return n, err
-	}
-	return n, nil
-}
-
-type consumed struct {
-	m    jetstream.Msg
-	meta *jetstream.MsgMetadata
-}
-
-func (c consumed) header() nats.Header { return c.m.Headers() }
-func (c consumed) body() []byte        { return c.m.Data() }
-func (c consumed) subject() string     { return c.m.Subject() }
-func (c consumed) sequence() uint64    { return c.meta.Sequence.Stream }
-func (c consumed) serial() uint64      { return c.meta.Sequence.Consumer }
-func (c consumed) again() bool         { return c.meta.NumDelivered > 1 }
-func (c consumed) ack() error          { return c.m.Ack() }
-func (c consumed) hold() error         { return c.m.InProgress() }
-func (c consumed) release() error      { return c.m.Nak() }
 
 // consumerConfig is the cursor of one subscriber on EVENTS.
 func consumerConfig(name string, subjects []string, startSequence uint64, inFlight int) jetstream.ConsumerConfig {

@@ -81,7 +81,7 @@ func retryOrigin(m message) (origin, error) {
 // delivered settles an event that the subscriber has.
 func (w *worker) delivered(d *delivery, a Attempt, took time.Duration) {
 	now := time.Now()
-	w.metrics.delivered(d.event, now)
+	w.metrics.delivered(d.event, d.accepted(), now)
 	w.settle(d, Record{Outcome: RecordDelivered, Status: a.Status, Millis: took.Milliseconds(), Time: now})
 }
 

@@ -187,8 +187,8 @@ func (w *worker) giveUp(d *delivery) bool {
 		return true
 	}
 	var err error
-	if d.event, err = event.Decode(d.header(), d.body()); err != nil {
-		d.event = &event.Event{ID: d.header().Get("ce-id")}
+	if d.event, err = d.decode(); err != nil {
+		d.event = &event.Event{ID: d.get("ce-id")}
 	}
 	switch seq := d.origin.sequence; {
 	case seq <= w.surplus.expire.through.Load():

@@ -313,7 +313,7 @@ type worker struct {
 
 func start(ctx context.Context, of *Worker) (*worker, error) {
 	sub := of.sub
-	nc, js, err := of.parts.Broker.Connect("deliver-" + sub.Name)
+	nc, js, err := of.parts.Broker.ConnectReading("deliver-"+sub.Name, sub.Name)
 	if err != nil {
 		return nil, err
 	}

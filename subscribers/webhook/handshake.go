@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net/http"
 	"strconv"
@@ -238,20 +237,11 @@ func (s *Sender) askGrid(ctx context.Context) deliver.Attempt {
 // resp is nil and the attempt says why.
 func (s *Sender) exchange(ctx context.Context, method string, header http.Header, body []byte) (resp *http.Response, answer []byte, a deliver.Attempt) {
 	start := time.Now()
-	reqCtx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	req := s.newRequest(reqCtx, header, body)
-	req.Method = method
-	resp, err := s.access.via.RoundTrip(req)
+	resp, answer, err := s.roundTrip(ctx, method, header, nil, body, true)
 	if err != nil {
 		a = s.noAnswer(ctx, err, time.Since(start))
 		a.Reason = "handshake: " + a.Reason
 		return nil, nil, a
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode >= 200 {
-		defer time.AfterFunc(replyGrace, cancel).Stop()
-		answer, _ = io.ReadAll(io.LimitReader(resp.Body, maxReply)) // what came must do
 	}
 	return resp, answer, deliver.Attempt{}
 }

@@ -64,6 +64,7 @@ func TestHandshakeRequest(t *testing.T) {
 	}, Config{Handshake: Handshake{On: true, Origin: "events.example.com"}, Headers: map[string]string{"X-Key": "secret"}}, Options{Rate: 1.01, Keys: []Key{newerKey}})
 	s.request.URL.RawQuery = "code=1"
 	s.header.Set("Authorization", "Basic x")
+	s.plain = newPlain(s.request, s.transport, 0) // it has copied them
 	if a := s.Send(t.Context(), signedEvent("1")); a.Outcome != deliver.Delivered {
 		t.Fatalf("%+v", a)
 	}

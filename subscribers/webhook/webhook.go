@@ -112,15 +112,18 @@ type Options struct {
 type Sender struct {
 	format    Format
 	transport *http.Transport
+	plain     *plain // instead of the transport, where it can do that; or nil
 	// request is what all requests have in common, header that of structured
 	// ones, and batch that of batches. They are shared by running requests and
 	// never changed.
 	request *http.Request
 	header  http.Header
 	batch   http.Header
-	signer  *signer // nil without keys
-	secrets *reply.Secrets
-	access  access
+	// lines and batchLines are what header and batch are in a request.
+	lines, batchLines []byte
+	signer            *signer // nil without keys
+	secrets           *reply.Secrets
+	access            access
 
 	// own are the headers of the configuration that depend on the event, for
 	// which there are ownRoom bytes; ownSize is what all of the configuration's
@@ -200,6 +203,15 @@ func New(cfg Config, opts Options) (*Sender, error) {
 	}
 	opts.Egress.Equip(s.transport, u)
 	s.connect(cfg, opts)
+	if s.lines, err = plainLines(nil, s.header); err != nil {
+		return nil, err // Validate has seen them
+	}
+	if s.batchLines, err = plainLines(nil, s.batch); err != nil {
+		return nil, err
+	}
+	if s.access.tls == nil {
+		s.plain = newPlain(s.request, s.transport, opts.Concurrency)
+	}
 	return s, nil
 }
 
@@ -216,7 +228,7 @@ func (s *Sender) Send(ctx context.Context, e *event.Event) deliver.Attempt {
 	if s.signer != nil {
 		s.signer.sign(header, webhookID(e.ID), body, time.Now())
 	}
-	return s.post(ctx, header, own, body)
+	return s.post(ctx, header, own, s.lines, body)
 }
 
 // SendBatch posts events once, in the order given, as a JSON array; see
@@ -233,11 +245,12 @@ func (s *Sender) SendBatch(ctx context.Context, events []*event.Event) deliver.A
 		}
 		s.signer.sign(header, batchID(events), body, time.Now())
 	}
-	return s.post(ctx, header, own, body)
+	return s.post(ctx, header, own, s.batchLines, body)
 }
 
-// post makes the request; own says that header is this request's and not shared.
-func (s *Sender) post(ctx context.Context, header http.Header, own bool, body []byte) deliver.Attempt {
+// post makes the request; own says that header is this request's and not shared, and
+// lines are those of a shared one.
+func (s *Sender) post(ctx context.Context, header http.Header, own bool, lines, body []byte) deliver.Attempt {
 	start := time.Now()
 	var token *credentials.Token
 	if s.access.tokens != nil {
@@ -245,25 +258,47 @@ func (s *Sender) post(ctx context.Context, header http.Header, own bool, body []
 		if header, token, err = s.token(ctx, header, own); err != nil {
 			return s.noAnswer(ctx, err, time.Since(start))
 		}
+		own = true
 	}
-	reqCtx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	// The transport itself and not an http.Client, because that follows
-	// redirects, and answers one it cannot parse with an error in place of its
-	// status.
-	resp, err := s.access.via.RoundTrip(s.newRequest(reqCtx, header, body))
+	if own {
+		lines = nil
+	}
+	resp, answer, err := s.roundTrip(ctx, http.MethodPost, header, lines, body, false)
 	if err != nil {
 		return s.noAnswer(ctx, err, time.Since(start))
 	}
-	answer := readReply(resp, cancel)
 	if token != nil {
 		return s.learn(token, s.judge(resp, token.Hide(answer)))
 	}
 	return s.judge(resp, answer)
 }
 
+// roundTrip makes one request and reads its answer, within limits; of a success only
+// if whole is set. lines are those of header, or nil. There is either an answer or an
+// error.
+func (s *Sender) roundTrip(ctx context.Context, method string, header http.Header, lines, body []byte, whole bool) (*http.Response, []byte, error) {
+	if s.plain != nil {
+		return s.plain.do(ctx, method, header, lines, body, whole)
+	}
+	reqCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// The transport itself and not an http.Client, because that follows
+	// redirects, and answers one it cannot parse with an error in place of its
+	// status.
+	req := s.newRequest(reqCtx, header, body)
+	req.Method = method
+	resp, err := s.access.via.RoundTrip(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	return resp, readReply(resp, cancel, whole), nil
+}
+
 // Close gives up idle connections; see deliver.Sender.
 func (s *Sender) Close() {
+	if s.plain != nil {
+		s.plain.close()
+	}
 	s.transport.CloseIdleConnections()
 	s.closeAccess()
 }
@@ -284,15 +319,15 @@ func (s *Sender) newRequest(ctx context.Context, header http.Header, body []byte
 }
 
 // readReply reads the rest of an answer, within limits, so that the connection
-// can be used again, and returns it unless it was a success. If time runs out,
-// stop ends the request and what came so far must do.
-func readReply(resp *http.Response, stop context.CancelFunc) []byte {
+// can be used again, and returns it unless it was a success and whole is not set. If
+// time runs out, stop ends the request and what came so far must do.
+func readReply(resp *http.Response, stop context.CancelFunc, whole bool) []byte {
 	defer resp.Body.Close()
 	if resp.StatusCode < 200 || resp.Body == http.NoBody {
 		return nil // after 101 follows no answer
 	}
 	defer time.AfterFunc(replyGrace, stop).Stop()
-	if resp.StatusCode < 300 {
+	if resp.StatusCode < 300 && !whole {
 		_, _ = io.CopyN(io.Discard, resp.Body, maxReply) // the status has decided
 		return nil
 	}
