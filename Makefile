@@ -4,14 +4,14 @@
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # How long one fuzz target runs.
 FUZZTIME = 30s
-# How often make torture kills gridfan and cuts its power, and which of its tests
-# it runs.
+# How often make torture kills gridfan and cuts its power, and which of its tests,
+# or those of make clients, run.
 ROUNDS = 100
 CUTS = 20
 RUN = .
 
 .DEFAULT_GOAL = build
-.PHONY: help build test lint fuzz torture golden run bench bicep check check-full
+.PHONY: help build test lint fuzz torture clients golden run bench bicep check check-full
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -74,6 +74,18 @@ torture: ## kills, power cuts and broken disks; needs root or sudo, loop devices
 	cd "$$tmp"; $$sudo unshare --mount ./torture -test.v -test.timeout 2h -test.run '$(RUN)' \
 		-kills $(ROUNDS) -cuts $(CUTS) -gridfan "$$tmp/gridfan" -nats-server "$$tmp/nats-server"
 
+# Distributions may have a node that is too old for the packages.
+clients: ## JavaScript clients, unmodified, against gridfan; needs node and npm
+	@set -e; if ! command -v node >/dev/null || ! command -v npm >/dev/null; then \
+		sudo=; if [ "$$(id -u)" != 0 ]; then sudo="sudo -n"; fi; \
+		echo "make clients: installing nodejs and npm"; \
+		{ $$sudo apt-get update -q && $$sudo apt-get install -qy --no-install-recommends nodejs npm; } || { echo "make clients: node or npm is missing; see https://nodejs.org/en/download" >&2; exit 1; }; \
+	fi; \
+	if [ "$$(node -p 'parseInt(process.versions.node)')" -lt 20 ]; then echo "make clients: node $$(node --version) is too old, the packages need 20; see https://nodejs.org/en/download" >&2; exit 1; fi; \
+	go vet -tags clients ./cmd/internal/clients; \
+	go tool staticcheck -tags clients -checks=all,inherit ./cmd/internal/clients; \
+	go test -tags clients -count=1 -timeout 10m -run '$(RUN)' -v ./cmd/internal/clients
+
 # A package whose tests know -update declares it as flag.Bool("update", …).
 golden: ## rewrite golden files; review the diff
 	@set -e; dirs=$$(git grep -lE --untracked 'flag\.Bool\("update"' -- '*_test.go' | xargs -rn1 dirname | sort -u); \
@@ -106,4 +118,5 @@ check: ## lint, test and build: what every change must pass
 check-full: ## what takes longer or needs more of the machine; CI runs it after check
 	$(MAKE) fuzz FUZZTIME=60s
 	$(MAKE) torture ROUNDS=25
-	@echo "check-full ran: every fuzz target for a minute, and the crash tests with 25 kills and $(CUTS) power cuts"
+	$(MAKE) clients
+	@echo "check-full ran: every fuzz target for a minute, the crash tests with 25 kills and $(CUTS) power cuts, and clients of other languages"
