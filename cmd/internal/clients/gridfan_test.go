@@ -182,7 +182,8 @@ func (g *gridfan) certificate() (cert, key string) {
 		return file
 	}
 	ca, caKey := sign(&x509.Certificate{Subject: pkix.Name{CommonName: "authority of a test"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil, nil)
-	c, k := sign(&x509.Certificate{Subject: pkix.Name{CommonName: "gridfan"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, ca, caKey)
+	// NATS's clients for JavaScript look for localhost where a URL has an address.
+	c, k := sign(&x509.Certificate{Subject: pkix.Name{CommonName: "gridfan"}, DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, ca, caKey)
 	der, err := x509.MarshalPKCS8PrivateKey(k)
 	if err != nil {
 		g.t.Fatal(err)

@@ -10,7 +10,8 @@ const deserializer = new EventGridDeserializer();
 const keys = new Map(); // of the paths that verify
 
 const readers = {
-  cloudevents: (headers, body) => HTTP.toEvent({ headers, body: body.toString() }),
+  // Bodies that are text go to the library as text, as from Express's parsers.
+  cloudevents: (headers, body) => HTTP.toEvent({ headers, body: /json|^text/.test(headers["content-type"]) ? body.toString() : body }),
   eventgrid: (_, body) => deserializer.deserializeEventGridEvents(body.toString()),
   gridcloud: (_, body) => deserializer.deserializeCloudEvents(body.toString()),
   signed: (headers, body) => verified(headers, body),
