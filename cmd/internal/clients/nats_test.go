@@ -62,7 +62,7 @@ func TestNATS(t *testing.T) {
 			p.do(nil, "end", taken["N-3"].Seq, "nak", 100)
 			p.do(nil, "end", taken["N-4"].Seq, "term", "not an order of ours")
 
-			// From here on by callback. What is refused for now comes again with its count,
+			// From here on one after another. What is refused for now comes again with its count,
 			// and so does what is not answered.
 			p.do(nil, "consume")
 			var again message

@@ -36,7 +36,12 @@ answer({
     return list;
   },
   consume: async () => {
-    consuming = await consumer.consume({ callback: (m) => tell(took(m)) });
+    consuming = await consumer.consume();
+    (async () => {
+      for await (const m of consuming) {
+        tell(took(m));
+      }
+    })();
   },
   end: (seq, how, ...args) => inHand.get(seq)[how](...args),
   publish: async (subject, data) => {
