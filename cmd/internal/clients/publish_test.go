@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -96,9 +97,7 @@ func TestPublishers(t *testing.T) {
 		return object{"id": id, "type": "order.placed", "source": "/shop", "subject": "orders/1", "time": "2026-11-01T10:00:00.250Z", "data": object{"amount": 90055.6, "name": "Größe"}}
 	}
 	with := func(ev, more object) object {
-		for name, v := range more {
-			ev[name] = v
-		}
+		maps.Copy(ev, more)
 		return ev
 	}
 	data := object{"amount": json.Number("90055.6"), "name": "Größe"}
