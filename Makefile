@@ -4,14 +4,14 @@
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # How long one fuzz target runs.
 FUZZTIME = 30s
-# How often make torture kills gridfan and cuts its power, and which of its tests
-# it runs.
+# How often make torture kills gridfan and cuts its power, and which of its tests,
+# or those of make clients, run.
 ROUNDS = 100
 CUTS = 20
 RUN = .
 
 .DEFAULT_GOAL = build
-.PHONY: help build test lint fuzz torture cds postgres golden run bench bicep check check-full
+.PHONY: help build test lint fuzz torture node cds postgres clients golden run bench bicep check check-full
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -74,10 +74,18 @@ torture: ## kills, power cuts and broken disks; needs root or sudo, loop devices
 	cd "$$tmp"; $$sudo unshare --mount ./torture -test.v -test.timeout 2h -test.run '$(RUN)' \
 		-kills $(ROUNDS) -cuts $(CUTS) -gridfan "$$tmp/gridfan" -nats-server "$$tmp/nats-server"
 
+# Distributions may have a node that is too old for the packages.
+node:
+	@set -e; if ! command -v node >/dev/null || ! command -v npm >/dev/null; then \
+		sudo=; if [ "$$(id -u)" != 0 ]; then sudo="sudo -n"; fi; \
+		echo "installing nodejs and npm"; \
+		{ $$sudo apt-get update -q && $$sudo apt-get install -qy --no-install-recommends nodejs npm; } || { echo "make: node or npm is missing; see https://nodejs.org/en/download" >&2; exit 1; }; \
+	fi; \
+	if [ "$$(node -p 'parseInt(process.versions.node)')" -lt 20 ]; then echo "make: node $$(node --version) is too old, the packages need 20; see https://nodejs.org/en/download" >&2; exit 1; fi
+
 # Its database is SQLite in WebAssembly, so that nothing is compiled.
-cds: ## polling against a real OData server, @sap/cds; needs Node 20 and npm
-	@set -e; command -v node >/dev/null && command -v npm >/dev/null || { echo "make cds: node and npm are missing; install Node.js 20 or later" >&2; exit 1; }; \
-	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+cds: node ## polling against a real OData server, @sap/cds; needs node and npm
+	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	cp -R router/poll/odata/testdata/cds/. "$$tmp"; \
 	npm install --prefix "$$tmp" --ignore-scripts --no-audit --no-fund --loglevel=error; \
 	go vet -tags cds ./router/poll/odata; \
@@ -99,6 +107,11 @@ postgres: ## polling against a real PostgreSQL, installed from packages where it
 	go vet -tags postgres ./router/poll/sqlrows; \
 	go tool staticcheck -tags postgres -checks=all,inherit ./router/poll/sqlrows; \
 	go test -tags postgres -count=1 -v -run '$(RUN)' ./router/poll/sqlrows -pgbin "$$bin"
+
+clients: node ## JavaScript clients, unmodified, against gridfan; needs node and npm
+	go vet -tags clients ./cmd/internal/clients
+	go tool staticcheck -tags clients -checks=all,inherit ./cmd/internal/clients
+	go test -tags clients -count=1 -timeout 10m -run '$(RUN)' -v ./cmd/internal/clients
 
 # A package whose tests know -update declares it as flag.Bool("update", …).
 golden: ## rewrite golden files; review the diff
@@ -130,8 +143,9 @@ check: ## lint, test and build: what every change must pass
 	$(MAKE) build
 
 check-full: ## what takes longer or needs more of the machine; CI runs it after check
-	$(MAKE) fuzz FUZZTIME=60s
+	$(MAKE) fuzz FUZZTIME=30s
 	$(MAKE) cds
 	$(MAKE) postgres
 	$(MAKE) torture ROUNDS=25
-	@echo "check-full ran: every fuzz target for a minute, polling against an OData server and PostgreSQL, and the crash tests with 25 kills and $(CUTS) power cuts"
+	$(MAKE) clients
+	@echo "check-full ran: every fuzz target for half a minute, polling against an OData server and PostgreSQL, the crash tests with 25 kills and $(CUTS) power cuts, and clients of another language"

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -565,17 +566,10 @@ func lower(name string) string {
 	return strings.ToLower(name)
 }
 
+// isInt32 says whether s is a whole number of 32 bits as JSON writes it.
 func isInt32(s string) bool {
-	digits := strings.TrimPrefix(s, "-")
-	if len(digits) > 9 || digits == "" || s == "-0" {
-		return false
-	}
-	for i := range len(digits) {
-		if digits[i] < '0' || digits[i] > '9' {
-			return false
-		}
-	}
-	return true
+	n, err := strconv.ParseInt(s, 10, 32)
+	return err == nil && strconv.FormatInt(n, 10) == s
 }
 
 // plain says which bytes may stand in a header value as they are (CloudEvents

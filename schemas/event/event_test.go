@@ -124,6 +124,8 @@ func TestParseJSON(t *testing.T) {
 			`{"specversion":"1.0","id":"1","source":"/s","type":"t","datacontenttype":"application/json","data":"s"}`},
 		{"what is no attribute is kept", `{` + ok + `,"Deep":{"a": 1},"My Name":"x","Count":7,"big":12345678901234,"empty":""}`,
 			`{"specversion":"1.0","id":"1","source":"/s","type":"t","big":"12345678901234","count":7,"unmapped":"{\"Deep\":{\"a\":1},\"My Name\":\"x\",\"empty\":\"\"}"}`},
+		{"integers are of 32 bits", `{` + ok + `,"a":2147483647,"b":-2147483648,"c":2147483648,"d":-2147483649,"e":1000000000,"f":-0,"g":1e3,"h":0}`,
+			`{"specversion":"1.0","id":"1","source":"/s","type":"t","a":2147483647,"b":-2147483648,"c":"2147483648","d":"-2147483649","e":1000000000,"f":"-0","g":"1e3","h":0}`},
 		{"empty data is none", `{` + ok + `,"datacontenttype":"text/plain","data":""}`,
 			`{"specversion":"1.0","id":"1","source":"/s","type":"t","datacontenttype":"text/plain"}`},
 		{"a time nobody can read", `{` + ok + `,"time":"soon"}`,
@@ -157,12 +159,12 @@ func TestParseJSON(t *testing.T) {
 func TestDecodeDoubtsTypes(t *testing.T) {
 	e, err := event.Decode(map[string][]string{
 		"ce-specversion": {"1.0"}, "ce-id": {"1"}, "ce-source": {"s"}, "ce-type": {"t"},
-		"ce-a": {"x"}, "ce-b": {"7"}, "Gridfan-Types": {"a=integer,b=integer"},
+		"ce-a": {"x"}, "ce-b": {"7"}, "ce-c": {"007"}, "ce-d": {"+7"}, "Gridfan-Types": {"a=integer,b=integer,c=integer,d=integer"},
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := string(e.JSON()), `{"specversion":"1.0","id":"1","source":"s","type":"t","a":"x","b":7}`; got != want {
+	if got, want := string(e.JSON()), `{"specversion":"1.0","id":"1","source":"s","type":"t","a":"x","b":7,"c":"007","d":"+7"}`; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }

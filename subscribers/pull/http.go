@@ -113,7 +113,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		err = serve(rec, r, q)
 	}
-	if err != nil && !rec.begun {
+	switch {
+	case err == nil || rec.begun:
+	case req.operation == "stream" && comesBack(r, err):
+		writeComeBack(rec, err)
+	default:
 		writeError(rec, err)
 	}
 }

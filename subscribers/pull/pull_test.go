@@ -592,6 +592,33 @@ func TestBadInput(t *testing.T) {
 		if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), want) || w.Header().Get("Retry-After") == "" {
 			t.Errorf("while it is %s: %d %s", want, w.Code, w.Body)
 		}
+		// An EventSource would be ended for good by the status; others get it.
+		for accept, code := range map[string]int{"text/event-stream": http.StatusOK, "*/*": http.StatusServiceUnavailable} {
+			w := httptest.NewRecorder()
+			req := httptest.NewRequest(http.MethodGet, pull.Path("a")+":stream", nil)
+			req.Header.Set("Accept", accept)
+			fresh.ServeHTTP(w, req)
+			if w.Code != code || !strings.Contains(w.Body.String(), want) {
+				t.Errorf("a stream that accepts %s, while it is %s: %d %s", accept, want, w.Code, w.Body)
+			}
+			if code == http.StatusOK && (w.Header().Get("Content-Type") != "text/event-stream" || w.Body.String() != "retry: 5000\n: "+want+"\n\n") {
+				t.Errorf("an EventSource, while it is %s: %v %q", want, w.Header(), w.Body)
+			}
+		}
+	}
+	// What does not pass does end it.
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.url+pull.Path("a")+":stream", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Accept", "text/event-stream")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("an EventSource without a key: %d", resp.StatusCode)
 	}
 }
 

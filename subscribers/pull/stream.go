@@ -3,6 +3,7 @@ package pull
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -209,6 +210,31 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, q *queue) error 
 			return nil
 		}
 	}
+}
+
+// comesBack says whether an EventSource is to be told of an error that passes in the
+// only way after which it comes back: by an empty stream. Any status but 200 ends it
+// for good (HTML Living Standard, 9.2.3; read 2026-11), and a page with it, whenever
+// gridfan is restarted. Other clients do not say that they accept a stream, and get
+// the status.
+func comesBack(r *http.Request, err error) bool {
+	var e *httpError
+	return r.Method == http.MethodGet && errors.As(err, &e) && e.status == http.StatusServiceUnavailable &&
+		strings.Contains(strings.Join(r.Header.Values("Accept"), ","), "text/event-stream")
+}
+
+// writeComeBack ends a stream that has not begun, and says when to try again. The
+// client names its last event once more then.
+func writeComeBack(w http.ResponseWriter, err error) {
+	var e *httpError
+	errors.As(err, &e) // comesBack has seen that it is one
+	h := w.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	hurried(w)
+	w.WriteHeader(http.StatusOK)
+	_, _ = fmt.Fprintf(w, "retry: %d\n: %s\n\n", max(time.Second, e.retryAfter).Milliseconds(), e.code) // the client is gone if this fails
 }
 
 // over says whether the queue is closed.
