@@ -165,7 +165,7 @@ func DecodeFields(fields []Field, body []byte) (*Event, error) {
 	}
 	for _, f := range fields {
 		name := f.Name
-		if len(name) <= len(headerPrefix) || !strings.EqualFold(name[:len(headerPrefix)], headerPrefix) {
+		if len(name) <= len(headerPrefix) || name[:len(headerPrefix)] != headerPrefix && !strings.EqualFold(name[:len(headerPrefix)], headerPrefix) {
 			switch {
 			case len(name) == len(headerTypes) && strings.EqualFold(name, headerTypes):
 				types = fieldOf(fields, headerTypes)

@@ -136,7 +136,9 @@ func (l *lane) declare(ctx context.Context) (made bool, err error) {
 	case made && at == known:
 		l.early = cfg.MaxAckPending
 	}
-	l.reader = newPullReader(l.w.conn, l.w.link, l.stream, cfg.Durable, l.window)
+	if l.reader == nil { // a cursor that is made again has the same name
+		l.reader = newPullReader(l.w.conn, l.w.link, l.stream, cfg.Durable, l.window)
+	}
 	return made, nil
 }
 

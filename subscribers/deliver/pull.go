@@ -345,23 +345,23 @@ func (p *pulled) decode() (*event.Event, error) {
 // fieldsOf appends the headers of a block to fields. It understands what the client
 // writes, and says so.
 func fieldsOf(fields []event.Field, block string) ([]event.Field, bool) {
-	line, rest, ok := strings.Cut(block, "\r\n")
-	if !ok || line != "NATS/1.0" {
-		return fields, false
-	}
-	for {
-		if line, rest, ok = strings.Cut(rest, "\r\n"); !ok {
-			return fields, false
+	rest, ok := strings.CutPrefix(block, "NATS/1.0\r\n")
+	for ok {
+		end := strings.IndexByte(rest, '\n')
+		if end < 1 || rest[end-1] != '\r' {
+			break
 		}
-		if line == "" {
+		var line string
+		if line, rest = rest[:end-1], rest[end+1:]; line == "" {
 			return fields, rest == ""
 		}
-		name, value, ok := strings.Cut(line, ":")
-		if !ok || name == "" || strings.Contains(line, "\n") {
-			return fields, false
+		colon := strings.IndexByte(line, ':')
+		if colon < 1 {
+			break
 		}
-		fields = append(fields, event.Field{Name: name, Value: strings.TrimLeft(value, " \t")})
+		fields = append(fields, event.Field{Name: line[:colon], Value: strings.TrimLeft(line[colon+1:], " \t")})
 	}
+	return fields, false
 }
 
 func (p *pulled) body() []byte     { return p.data }

@@ -61,16 +61,16 @@ func (s *Sender) Preview(e *event.Event, batch bool) (header http.Header, body [
 	if batch {
 		header, _, body = s.array([]*event.Event{e})
 	} else {
-		header, _, body = s.one(e)
+		header, _, body = s.one(e, nil)
 	}
 	header = header.Clone()
 	s.addOwn(header, e)
 	return header, body
 }
 
-// one writes a single event. own says that the header is this request's and not
-// shared.
-func (s *Sender) one(e *event.Event) (header http.Header, own bool, body []byte) {
+// one writes a single event, into room if that is not nil: the body is then good until
+// the room is used again. own says that the header is this request's and not shared.
+func (s *Sender) one(e *event.Event, room *[]byte) (header http.Header, own bool, body []byte) {
 	switch s.format {
 	case EventGrid:
 		return s.gridHeader([]*event.Event{e}), true, eventgrid.AppendArray(make([]byte, 0, roomFor(e)), e)
@@ -88,7 +88,14 @@ func (s *Sender) one(e *event.Event) (header http.Header, own bool, body []byte)
 			return header, true, e.Data
 		}
 	}
-	return s.header, false, e.JSON()
+	if room == nil {
+		return s.header, false, e.JSON()
+	}
+	body = e.AppendJSON((*room)[:0])
+	if cap(body) <= maxRoom {
+		*room = body
+	}
+	return s.header, false, body
 }
 
 // array writes several events.

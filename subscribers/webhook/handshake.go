@@ -208,7 +208,7 @@ func (s *Sender) askGrid(ctx context.Context) deliver.Attempt {
 	_, _ = rand.Read(random[:]) // never fails (Go 1.24)
 	code := hex.EncodeToString(random[:])
 	e := eventgrid.Validation(s.topic, code, time.Now())
-	h, _, body := s.one(e)
+	h, _, body := s.one(e, nil)
 	h.Set(eventgrid.HeaderEventType, eventgrid.EventTypeValidation)
 	if s.signer != nil {
 		s.signer.sign(h, webhookID(e.ID), body, time.Now())

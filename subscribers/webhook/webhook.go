@@ -42,6 +42,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gridfan/gridfan/infra/credentials"
@@ -220,7 +221,13 @@ func (s *Sender) Send(ctx context.Context, e *event.Event) deliver.Attempt {
 	if a, ok := s.agreed(ctx); !ok {
 		return a
 	}
-	header, own, body := s.one(e)
+	var room *[]byte
+	if s.plain != nil && s.format == Structured {
+		// It has done with the body when it returns; the transport may not.
+		room = bodies.Get().(*[]byte)
+		defer bodies.Put(room)
+	}
+	header, own, body := s.one(e, room)
 	if !own && (s.signer != nil || s.own != nil) {
 		header, own = s.withRoom(header), true
 	}
@@ -230,6 +237,12 @@ func (s *Sender) Send(ctx context.Context, e *event.Event) deliver.Attempt {
 	}
 	return s.post(ctx, header, own, s.lines, body)
 }
+
+// bodies are rooms for the JSON of one event, of *[]byte.
+var bodies = sync.Pool{New: func() any { return new([]byte) }}
+
+// maxRoom is how large a room is kept.
+const maxRoom = 64 << 10
 
 // SendBatch posts events once, in the order given, as a JSON array; see
 // deliver.BatchSender. It does so whatever the format is, see
