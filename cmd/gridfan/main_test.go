@@ -26,7 +26,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
-			for _, name := range []string{"PUBLIC", "ADMIN", "NATS", "RECEIVER"} {
+			for _, name := range []string{"PUBLIC", "ADMIN", "NATS", "RECEIVER", "CHANGES"} {
 				addr, err := freeAddr()
 				if err != nil {
 					return err
@@ -42,6 +42,7 @@ func TestScripts(t *testing.T) {
 			"expect":   cmdExpect,
 			"receive":  cmdReceive,
 			"received": cmdReceived,
+			"changes":  cmdChanges,
 			"purge":    cmdPurge,
 			"post":     cmdPost,
 		},
@@ -88,6 +89,24 @@ func cmdExpect(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		return nil
 	}))
+}
+
+// cmdChanges starts an endpoint on $CHANGES that answers with the file changes.json.
+func cmdChanges(ts *testscript.TestScript, _ bool, _ []string) {
+	l, err := net.Listen("tcp", ts.Getenv("CHANGES"))
+	ts.Check(err)
+	file := ts.MkAbs("changes.json")
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			http.Error(w, "gone fishing", http.StatusBadGateway)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(text) // the client is gone if this fails
+	})}
+	go s.Serve(l) // it ends with Close
+	ts.Defer(func() { s.Close() })
 }
 
 // cmdReceive starts an endpoint on $RECEIVER that takes every event, and refuses

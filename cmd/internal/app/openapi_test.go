@@ -17,6 +17,8 @@ import (
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/gorillamux"
+
+	"github.com/gridfan/gridfan/router/poll"
 )
 
 // described talks to the admin API and holds every request and answer against its
@@ -132,7 +134,8 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 		}
 		return false
 	}
-	g := start(t, sources+"subscribers:\n"+subscriber("file", in.url+"/file", ""))
+	e := newEstate(t)
+	g := start(t, sources+e.source("crm", "")+"subscribers:\n"+subscriber("file", in.url+"/file", ""))
 	d := newDescribed(t, "http://"+g.app.AdminAddr())
 	get := func(path string) map[string]any { t.Helper(); _, a := d.call("GET", path, "", 200, ""); return a }
 	post := func(path, body string) map[string]any {
@@ -218,6 +221,24 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 		return err == nil && b.Backlog.DeadLetters == 2
 	})
 	get("/api/v1/status")
+
+	// Sources.
+	g.state("crm", poll.Polling)
+	get("/api/v1/sources")
+	get("/api/v1/sources/fo")
+	get("/api/v1/sources/crm")
+	post("/api/v1/sources/crm/poll-now", "")
+	post("/api/v1/sources/crm/rewind", `{"to":"beginning"}`)
+	post("/api/v1/sources/crm/baseline", `{"mode":"compare"}`)
+	d.call("GET", "/api/v1/sources/nobody", "", 404, "no-such-source")
+	d.call("POST", "/api/v1/sources/nobody/poll-now", "", 404, "no-such-source")
+	d.call("POST", "/api/v1/sources/fo/poll-now", "", 409, "not-polled")
+	post("/api/v1/sources/crm/rewind", `{"to":"2026-11-01T10:00:00Z"}`)
+	d.call("POST", "/api/v1/sources/crm/rewind", `{"to":"2999-11-01T10:00:00Z"}`, 400, "bad-parameter")
+	d.call("POST", "/api/v1/sources/crm/rewind", `{"to":"yesterday"}`, 400, "bad-parameter")
+	d.call("POST", "/api/v1/sources/crm/rewind", `{"from":"beginning"}`, 400, "bad-selection")
+	d.call("POST", "/api/v1/sources/crm/baseline", `{"mode":"loud"}`, 400, "bad-parameter")
+	d.call("POST", "/api/v1/sources/crm/baseline", `{"mode":"silent","confirm":true}`, 400, "bad-parameter")
 	get("/api/v1/subscribers")
 	get(sub("full") + "/asyncapi?last=10")
 	d.call("GET", sub("full")+"/asyncapi?last=0", "", 400, "bad-parameter")
@@ -309,7 +330,7 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 	post("/api/v1/quarantine/drop", `{"source":"eg"}`)
 	d.call("POST", "/api/v1/quarantine/drop", `{}`, 400, "bad-selection")
 
-	for _, path := range []string{"/schemas/", "/schemas/event.v1.json", "/schemas/dataverse-change.v1.json", "/schemas/fno-business-event.v1.json", "/metrics", "/livez", "/readyz", "/healthz", "/api/v1/openapi.yaml", "/api/v1/openapi.json"} {
+	for _, path := range []string{"/schemas/", "/schemas/event.v1.json", "/schemas/dataverse-change.v1.json", "/schemas/row.v1.json", "/schemas/fno-business-event.v1.json", "/metrics", "/livez", "/readyz", "/healthz", "/api/v1/openapi.yaml", "/api/v1/openapi.json"} {
 		get(path)
 	}
 	post(sub("refuses")+"/deadletters/redrive", `{"all":true,"rate":"100/s"}`)

@@ -337,7 +337,7 @@ published unless it was published within the dedup horizon (24 hours unless set)
 From the beginning, every row there is counts as changed.
 
 TIME is one as in 2026-11-01T10:00:00Z or '2026-11-01 10:00', or how long ago, as in
-2h. Not every cursor has times: a change token has none, nor has a row version.`,
+2h. Not every cursor has times: a row version of a database has none.`,
 		Example: "  gridfan sources rewind crm --to 2h\n  gridfan sources rewind crm --to beginning --follow",
 		Args:    exactly("NAME"),
 	}
