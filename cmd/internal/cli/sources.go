@@ -282,7 +282,8 @@ alone is left alone.`,
 		}
 		was := *before.Poll
 		s, err = watchSource(cmd.Context(), env, client(), s, asJSON, func(p poll.Status) bool {
-			return p.Progress == nil && (p.Last.After(was.Last) || p.Failures > 0 && (p.Failures != was.Failures || !p.Since.Equal(was.Since)) || p.State == poll.HeldOff || p.State == poll.Unconfirmed)
+			fails := p.Failures > 0 && (p.Failures != was.Failures || !p.Since.Equal(was.Since))
+			return fails || p.State == poll.HeldOff || p.State == poll.Unconfirmed || p.Progress == nil && p.Last.After(was.Last)
 		})
 		if err != nil {
 			return err
