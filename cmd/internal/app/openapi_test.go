@@ -13,11 +13,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/Azure/go-amqp"
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/gorillamux"
 
+	"github.com/gridfan/gridfan/infra/amqptest"
 	"github.com/gridfan/gridfan/router/poll"
 )
 
@@ -135,7 +137,11 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 		return false
 	}
 	e := newEstate(t)
-	g := start(t, sources+e.source("crm", "")+"subscribers:\n"+subscriber("file", in.url+"/file", ""))
+	bus := amqptest.Start(t, amqptest.Options{})
+	given := bus.Queue("orders", amqptest.QueueOptions{}).DeadLetters
+	given.Put(&amqp.Message{Data: [][]byte{[]byte(`{"specversion":"1.0","id":"LATE","source":"/s","type":"t"}`)}})
+	received := fmt.Sprintf("  bus: { kind: cloudevents, receive: { serviceBus: { queue: orders, auth: { connectionString: \"Endpoint=sb://%s;SharedAccessKeyName=n;SharedAccessKey=a2V5LWtleS1rZXk=;UseDevelopmentEmulator=true\" } } } }\n", bus.Addr)
+	g := start(t, sources+e.source("crm", "")+received+"subscribers:\n"+subscriber("file", in.url+"/file", ""))
 	d := newDescribed(t, "http://"+g.app.AdminAddr())
 	get := func(path string) map[string]any { t.Helper(); _, a := d.call("GET", path, "", 200, ""); return a }
 	post := func(path, body string) map[string]any {
@@ -230,6 +236,16 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 	post("/api/v1/sources/crm/poll-now", "")
 	post("/api/v1/sources/crm/rewind", `{"to":"beginning"}`)
 	post("/api/v1/sources/crm/baseline", `{"mode":"compare"}`)
+	get("/api/v1/sources/bus")
+	if r := post("/api/v1/sources/bus/recover?dryRun=true", ""); r["messages"] != 1.0 || r["published"] != 1.0 || given.Len() != 1 {
+		t.Errorf("a dry run: %v, and %d dead letters are left there", r, given.Len())
+	}
+	if r := post("/api/v1/sources/bus/recover", ""); r["messages"] != 1.0 || r["published"] != 1.0 || given.Len() != 0 {
+		t.Errorf("recovered: %v, and %d dead letters are left there", r, given.Len())
+	}
+	in.wantOnce(t, "file", []string{"LATE"})
+	d.call("POST", "/api/v1/sources/bus/recover?dryRun=perhaps", "", 400, "bad-selection")
+	d.call("POST", "/api/v1/sources/fo/recover", "", 404, "no-such-source")
 	d.call("GET", "/api/v1/sources/nobody", "", 404, "no-such-source")
 	d.call("POST", "/api/v1/sources/nobody/poll-now", "", 404, "no-such-source")
 	d.call("POST", "/api/v1/sources/fo/poll-now", "", 409, "not-polled")
