@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/gridfan/gridfan/router/poll"
 )
 
 // TestMetricsTable wants docs/metrics.md to list the metrics there are, and no
@@ -22,12 +24,18 @@ func TestMetricsTable(t *testing.T) {
 		documented = append(documented, m[1])
 	}
 	in := newInbox(t)
-	g := start(t, sources, "subscribers:\n"+subscriber("a", in.url+"/a", "")+
+	e := newEstate(t)
+	_, commit := e.Create("a row")
+	commit()
+	g := start(t, sources+e.source("crm", ""), "subscribers:\n"+subscriber("a", in.url+"/a", "")+
 		`  b: { subjects: [ "events.eventgrid.>" ], deliver: { pull: {} } }`)
 	event := names("METRIC", 1)
 	g.accept(event...)
 	in.wantOnce(t, "a", event)
 	g.drained()
+	if s := g.state("crm", poll.Polling); s.Poll.Remembered == 0 {
+		t.Errorf("no row was read: %+v", s.Poll)
+	}
 	resp, err := http.Get(g.admin.URL + "/metrics")
 	if err != nil {
 		t.Fatal(err)
