@@ -594,6 +594,8 @@ func TestKilledRouters(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("in the stream (-want +got):\n%s", d)
 	}
+	tab.mu.Lock() // they go on asking
+	defer tab.mu.Unlock()
 	if tab.together != 1 {
 		t.Errorf("%d asked at once", tab.together)
 	}
