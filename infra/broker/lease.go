@@ -134,32 +134,21 @@ func (b *Broker) LeaseNotes(ctx context.Context, pattern string) (map[string]Lea
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", BucketLeases, err)
 	}
-	w, err := kv.Watch(ctx, pattern, jetstream.IgnoreDeletes())
+	all := map[string]LeaseNote{}
+	err = EachEntry(ctx, kv, pattern, func(u jetstream.KeyValueEntry) error {
+		holder, note, _ := strings.Cut(string(u.Value()), "\n")
+		holder, _, _ = strings.Cut(holder, " ")
+		n := LeaseNote{Holder: holder, At: u.Created()}
+		if note != "" {
+			n.Note = []byte(note)
+		}
+		all[u.Key()] = n
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer w.Stop()
-	all := map[string]LeaseNote{}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case u, ok := <-w.Updates():
-			switch {
-			case !ok:
-				return nil, fmt.Errorf("the list of %s broke off", BucketLeases)
-			case u == nil: // the end of what there is
-				return all, nil
-			}
-			holder, note, _ := strings.Cut(string(u.Value()), "\n")
-			holder, _, _ = strings.Cut(holder, " ")
-			n := LeaseNote{Holder: holder, At: u.Created()}
-			if note != "" {
-				n.Note = []byte(note)
-			}
-			all[u.Key()] = n
-		}
-	}
+	return all, nil
 }
 
 // keep renews the lease until it ends.

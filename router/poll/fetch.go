@@ -15,6 +15,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/gridfan/gridfan/schemas/record"
@@ -108,8 +109,21 @@ type Fault struct {
 	Kind FaultKind
 	// Status is of HTTP, or 0.
 	Status int
-	// Reason says what is wrong and the fix, without secrets, in at most 512 bytes.
+	// Reason says what is wrong and the fix, without secrets, in at most MaxReason
+	// bytes.
 	Reason string
+}
+
+// MaxReason bounds what is shown of an error.
+const MaxReason = 512
+
+// Faultf makes a Fault, whose reason it cuts where it is too long.
+func Faultf(kind FaultKind, status int, format string, args ...any) *Fault {
+	reason := fmt.Sprintf(format, args...)
+	if len(reason) > MaxReason {
+		reason = strings.ToValidUTF8(reason[:MaxReason], "")
+	}
+	return &Fault{Kind: kind, Status: status, Reason: reason}
 }
 
 func (f *Fault) Error() string {

@@ -624,12 +624,9 @@ func (s *source) recovered() {
 	s.report("source.recovered", s.Name, map[string]any{"after": time.Since(since).Round(time.Second).String()})
 }
 
-// mostReason is what is shown of an error.
-const mostReason = 512
-
 func bounded(text string) string {
-	if len(text) > mostReason {
-		text = text[:mostReason-3] + "..."
+	if len(text) > MaxReason {
+		text = text[:MaxReason-3] + "..."
 	}
 	return text
 }

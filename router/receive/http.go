@@ -9,14 +9,13 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 
 	"github.com/gridfan/gridfan/infra/egress"
+	"github.com/gridfan/gridfan/infra/retryafter"
 	"github.com/gridfan/gridfan/infra/secret"
 )
 
@@ -118,7 +117,7 @@ func (k *kept) fault(err error, what string, secrets *secret.Veil) *Fault {
 	case k.status == 0:
 		return &Fault{Kind: Unavailable, Reason: secrets.Printable(err.Error(), maxReason)}
 	}
-	f := &Fault{Kind: Unavailable, Reason: fmt.Sprintf("HTTP %d", k.status), After: retryAfter(k.header.Get("Retry-After"))}
+	f := &Fault{Kind: Unavailable, Reason: fmt.Sprintf("HTTP %d", k.status), After: min(mostAfter, retryafter.Parse(k.header.Get("Retry-After"), time.Now()))}
 	switch k.status {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		f.Kind = Credentials
@@ -150,14 +149,3 @@ func (k *kept) fault(err error, what string, secrets *secret.Veil) *Fault {
 
 // mostAfter bounds what a service may ask for.
 const mostAfter = 10 * time.Minute
-
-// retryAfter reads both forms of the header (RFC 9110 §10.2.3), 0 for what is neither.
-func retryAfter(s string) time.Duration {
-	if n, err := strconv.Atoi(strings.TrimSpace(s)); err == nil {
-		return time.Duration(max(0, min(n, int(mostAfter/time.Second)))) * time.Second
-	}
-	if t, err := http.ParseTime(s); err == nil {
-		return max(0, min(time.Until(t), mostAfter))
-	}
-	return 0
-}

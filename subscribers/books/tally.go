@@ -37,31 +37,20 @@ func (b *Books) runs(ctx context.Context) (p past, revision uint64, runs []run, 
 	if revision, err = b.readKey(ctx, keyPast, &p); err != nil {
 		return p, 0, nil, err
 	}
-	w, err := b.kv.Watch(ctx, broker.TallyPrefix+"*", jetstream.IgnoreDeletes())
+	err = broker.EachEntry(ctx, b.kv, broker.TallyPrefix+"*", func(u jetstream.KeyValueEntry) error {
+		t, err := broker.ParseTally(u.Key(), u.Value())
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(p.Taken, u.Key()) {
+			runs = append(runs, run{t, u.Key(), u.Revision()})
+		}
+		return nil
+	})
 	if err != nil {
 		return p, 0, nil, err
 	}
-	defer w.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return p, 0, nil, ctx.Err()
-		case u, ok := <-w.Updates():
-			if !ok {
-				return p, 0, nil, errors.New("the list of tallies broke off")
-			}
-			if u == nil { // the end of what there is
-				return p, revision, runs, nil
-			}
-			t, err := broker.ParseTally(u.Key(), u.Value())
-			if err != nil {
-				return p, 0, nil, err
-			}
-			if !slices.Contains(p.Taken, u.Key()) {
-				runs = append(runs, run{t, u.Key(), u.Revision()})
-			}
-		}
-	}
+	return p, revision, runs, nil
 }
 
 // counted is what all routers have counted that stored to the stream of now.

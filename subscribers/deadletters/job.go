@@ -117,31 +117,20 @@ const keepJobs = 100
 
 // Jobs lists all jobs, newest first.
 func (s *Store) Jobs(ctx context.Context) ([]Job, error) {
-	w, err := s.jobs.WatchAll(ctx, jetstream.IgnoreDeletes())
+	jobs := []Job{}
+	err := broker.EachEntry(ctx, s.jobs, jetstream.AllKeys, func(u jetstream.KeyValueEntry) error {
+		j, err := decodeJob(u)
+		if err != nil {
+			return err
+		}
+		jobs = append(jobs, j)
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer w.Stop()
-	jobs := []Job{}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case u, ok := <-w.Updates():
-			if !ok {
-				return nil, errors.New("the list of jobs broke off")
-			}
-			if u == nil {
-				slices.SortFunc(jobs, func(a, b Job) int { return number(b.ID) - number(a.ID) })
-				return jobs, nil
-			}
-			j, err := decodeJob(u)
-			if err != nil {
-				return nil, err
-			}
-			jobs = append(jobs, j)
-		}
-	}
+	slices.SortFunc(jobs, func(a, b Job) int { return number(b.ID) - number(a.ID) })
+	return jobs, nil
 }
 
 func number(id string) int {

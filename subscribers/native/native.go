@@ -202,30 +202,19 @@ func Through(ctx context.Context, b *broker.Broker) (map[string]Reached, error) 
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", broker.BucketNative, err)
 	}
-	w, err := kv.WatchAll(ctx, jetstream.IgnoreDeletes())
+	all := map[string]Reached{}
+	err = broker.EachEntry(ctx, kv, jetstream.AllKeys, func(u jetstream.KeyValueEntry) error {
+		p, err := decodePlace(u)
+		if err != nil {
+			return err
+		}
+		all[u.Key()] = Reached{p.Created, p.Through}
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer w.Stop()
-	all := map[string]Reached{}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case u, ok := <-w.Updates():
-			switch {
-			case !ok:
-				return nil, fmt.Errorf("the list of %s broke off", broker.BucketNative)
-			case u == nil: // the end of what there is
-				return all, nil
-			}
-			p, err := decodePlace(u)
-			if err != nil {
-				return nil, err
-			}
-			all[u.Key()] = Reached{p.Created, p.Through}
-		}
-	}
+	return all, nil
 }
 
 // Reached is where a subscriber stands: everything up to a sequence has its

@@ -12,6 +12,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/secret"
 )
 
@@ -92,7 +93,7 @@ func (d Definition) at(e Endpoint) (Definition, error) {
 // Endpoints gives all endpoints by name.
 func (r *Registry) Endpoints(ctx context.Context) ([]EndpointEntry, error) {
 	all := []EndpointEntry{}
-	err := readAll(ctx, r.endpoints, func(u jetstream.KeyValueEntry) error {
+	err := broker.EachEntry(ctx, r.endpoints, jetstream.AllKeys, func(u jetstream.KeyValueEntry) error {
 		e, err := decodeEndpoint(u)
 		all = append(all, e)
 		return err
@@ -301,29 +302,4 @@ func (r *Registry) sync(ctx context.Context, endpoints []Endpoint, subscribers [
 		return refused
 	}
 	return nil
-}
-
-// readAll reads what a bucket holds, in one go, however much that is.
-func readAll(ctx context.Context, kv jetstream.KeyValue, each func(jetstream.KeyValueEntry) error) error {
-	w, err := kv.WatchAll(ctx, jetstream.IgnoreDeletes())
-	if err != nil {
-		return err
-	}
-	defer w.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case u, ok := <-w.Updates():
-			switch {
-			case !ok:
-				return fmt.Errorf("the list of %s broke off", kv.Bucket())
-			case u == nil: // the end of what there is
-				return nil
-			}
-			if err := each(u); err != nil {
-				return err
-			}
-		}
-	}
 }

@@ -169,7 +169,7 @@ func Open(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Registry, e
 // List gives all entries by name.
 func (r *Registry) List(ctx context.Context) ([]Entry, error) {
 	entries := []Entry{}
-	err := readAll(ctx, r.kv, func(u jetstream.KeyValueEntry) error {
+	err := broker.EachEntry(ctx, r.kv, jetstream.AllKeys, func(u jetstream.KeyValueEntry) error {
 		e, err := decodeEntry(u.Key(), u.Value(), u.Revision())
 		entries = append(entries, e)
 		return err

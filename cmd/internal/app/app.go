@@ -485,8 +485,5 @@ func (a *App) PublicAddr() string { return a.public.Addr().String() }
 // AdminAddr is where the admin API answers.
 func (a *App) AdminAddr() string { return a.admin.Addr().String() }
 
-// ClientsURL is where subscribers' own NATS clients connect; empty if nowhere.
-func (a *App) ClientsURL() string { return a.broker.ClientsURL() }
-
 // BrokerURL is where NATS clients connect; empty if nowhere.
 func (a *App) BrokerURL() string { return a.broker.URL() }

@@ -105,7 +105,7 @@ func (f *Fetcher) Fetch(ctx context.Context, raw json.RawMessage) (*poll.Page, e
 	page, err := f.fetch(ctx, c, raw != nil)
 	if err != nil {
 		if fault, ok := errors.AsType[*poll.Fault](err); ok {
-			fault.Reason = f.words.Printable(fault.Reason, maxReason)
+			fault.Reason = f.words.Printable(fault.Reason, poll.MaxReason)
 		}
 		return nil, err
 	}
@@ -113,19 +113,9 @@ func (f *Fetcher) Fetch(ctx context.Context, raw json.RawMessage) (*poll.Page, e
 		return nil, err
 	}
 	if len(page.Next) > poll.MaxCursor {
-		return nil, fault(poll.Answer, 200, "cursor and links have %d bytes together; at most %d can be kept", len(page.Next), poll.MaxCursor)
+		return nil, poll.Faultf(poll.Answer, 200, "cursor and links have %d bytes together; at most %d can be kept", len(page.Next), poll.MaxCursor)
 	}
 	return page, nil
-}
-
-const maxReason = 512
-
-func fault(kind poll.FaultKind, status int, format string, args ...any) *poll.Fault {
-	reason := fmt.Sprintf(format, args...)
-	if len(reason) > maxReason {
-		reason = strings.ToValidUTF8(reason[:maxReason], "")
-	}
-	return &poll.Fault{Kind: kind, Status: status, Reason: reason}
 }
 
 // ask is one request.
@@ -152,7 +142,7 @@ func (f *Fetcher) ask(c *cursor) (*ask, error) {
 	filled(f.cfg.Headers, a.header.Set)
 	for _, values := range a.header {
 		if !inHeader(values[0]) {
-			return nil, fault(poll.Answer, 0, "the cursor has a control character and does not fit into a header")
+			return nil, poll.Faultf(poll.Answer, 0, "the cursor has a control character and does not fit into a header")
 		}
 	}
 	if c.Link != "" {
@@ -225,12 +215,12 @@ func (f *Fetcher) page(c *cursor, q *ask, a *request.Answer) (*poll.Page, error)
 		return nil, err
 	}
 	if _, _, err := rawjson.Elements(a.Body); err != nil {
-		return nil, fault(poll.Answer, a.Status, "the answer cannot be read: %v", err)
+		return nil, poll.Faultf(poll.Answer, a.Status, "the answer cannot be read: %v", err)
 	}
 	body := bytes.TrimSpace(bytes.TrimPrefix(a.Body, []byte("\xef\xbb\xbf")))
 	items, bad := f.queries.items.Elements(body)
 	if bad != nil {
-		return nil, fault(poll.Answer, a.Status, "items: %s", bad.Detail)
+		return nil, poll.Faultf(poll.Answer, a.Status, "items: %s", bad.Detail)
 	}
 	page := &poll.Page{Listing: c.Listing}
 	for _, raw := range items {
@@ -242,7 +232,7 @@ func (f *Fetcher) page(c *cursor, q *ask, a *request.Answer) (*poll.Page, error)
 		page.Rows = append(page.Rows, row)
 	}
 	if len(page.Rows) == 0 && len(page.Rejected) > 0 {
-		return nil, fault(poll.Configuration, a.Status, "none of %d rows can be read; the first: %s", len(page.Rejected), page.Rejected[0].Reason)
+		return nil, poll.Faultf(poll.Configuration, a.Status, "none of %d rows can be read; the first: %s", len(page.Rejected), page.Rejected[0].Reason)
 	}
 	var found struct{ cursor, next, resume, more string }
 	for _, x := range []struct {
@@ -258,10 +248,10 @@ func (f *Fetcher) page(c *cursor, q *ask, a *request.Answer) (*poll.Page, error)
 			continue
 		}
 		if *x.to, bad = x.query.Text(body); bad != nil {
-			return nil, fault(poll.Answer, a.Status, "%s: %s", x.key, bad.Detail)
+			return nil, poll.Faultf(poll.Answer, a.Status, "%s: %s", x.key, bad.Detail)
 		}
 		if len(*x.to) > x.most {
-			return nil, fault(poll.Answer, a.Status, "%s has %d bytes; at most %d can be kept", x.key, len(*x.to), x.most)
+			return nil, poll.Faultf(poll.Answer, a.Status, "%s has %d bytes; at most %d can be kept", x.key, len(*x.to), x.most)
 		}
 	}
 	for _, to := range []struct {
@@ -301,9 +291,9 @@ func (f *Fetcher) page(c *cursor, q *ask, a *request.Answer) (*poll.Page, error)
 		c.Link, c.Next = found.resume, false
 	case f.queries.resume != nil && f.queries.cursor == nil && c.Next:
 		// To ask for this page again would bring no changes.
-		return nil, fault(poll.Answer, a.Status, "the last page has no link to later changes (resume), so it is not known where to go on")
+		return nil, poll.Faultf(poll.Answer, a.Status, "the last page has no link to later changes (resume), so it is not known where to go on")
 	case f.queries.cursor != nil && found.cursor == "" && len(items) > 0:
-		return nil, fault(poll.Answer, a.Status, "the answer has rows and no cursor, so it is not known where to go on")
+		return nil, poll.Faultf(poll.Answer, a.Status, "the answer has rows and no cursor, so it is not known where to go on")
 	case c.Next:
 		c.Link, c.Next = "", false
 	}

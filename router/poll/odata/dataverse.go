@@ -40,7 +40,7 @@ func (f *Fetcher) track(ctx context.Context, c *cursor) (*poll.Page, error) {
 		c.End = clock(a)
 	}
 	if first && c.Phase == listing && !strings.Contains(strings.ToLower(strings.Join(a.Header.Values("Preference-Applied"), ",")), "track-changes") {
-		return nil, fault(poll.Configuration, a.Status, `the source does not track changes of %s (no "Preference-Applied: odata.track-changes"): switch on "Track changes" of the table, or set cursor: version`, f.cfg.Entity)
+		return nil, poll.Faultf(poll.Configuration, a.Status, `the source does not track changes of %s (no "Preference-Applied: odata.track-changes"): switch on "Track changes" of the table, or set cursor: version`, f.cfg.Entity)
 	}
 	page := c.page(p)
 	page.Listing = c.Phase == listing && c.From.IsZero()
@@ -50,7 +50,7 @@ func (f *Fetcher) track(ctx context.Context, c *cursor) (*poll.Page, error) {
 		return page, f.follow(c, link, p.next, p.n())
 	case p.delta == "":
 		// To go on without would lose every change from here on.
-		return nil, fault(poll.Answer, a.Status, "the last page has no delta link, so it is not known where to go on; leave annotations out, or set cursor: version")
+		return nil, poll.Faultf(poll.Answer, a.Status, "the last page has no delta link, so it is not known where to go on; leave annotations out, or set cursor: version")
 	}
 	c.Link, c.Delta, c.Guard = "", p.delta, request.Guard{}
 	if c.Phase == changes {
@@ -214,10 +214,10 @@ func (f *Fetcher) versions(ctx context.Context, c *cursor) (*poll.Page, error) {
 	for _, r := range p.rows {
 		n, err := strconv.ParseInt(r.Version, 10, 64)
 		if err != nil || !r.Ordered {
-			return nil, fault(poll.Configuration, a.Status, "rows of %s have no versionnumber; set cursor: modified", f.cfg.Entity)
+			return nil, poll.Faultf(poll.Configuration, a.Status, "rows of %s have no versionnumber; set cursor: modified", f.cfg.Entity)
 		}
 		if n <= v.At {
-			return nil, fault(poll.Answer, a.Status, "the rows are not in the order of their versionnumber that was asked for")
+			return nil, poll.Faultf(poll.Answer, a.Status, "the rows are not in the order of their versionnumber that was asked for")
 		}
 		v.At = n
 		if c.Phase == listing {

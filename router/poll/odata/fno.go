@@ -123,11 +123,11 @@ func (f *Fetcher) inOrder(status int, c *cursor, p *answer) error {
 	}
 	for i, r := range p.rows {
 		if r.Modified.Before(last) {
-			return fault(poll.Answer, status, "the rows are not in the order of %s that was asked for", f.cfg.ModifiedColumn)
+			return poll.Faultf(poll.Answer, status, "the rows are not in the order of %s that was asked for", f.cfg.ModifiedColumn)
 		}
 		last = r.Modified
 		if f.cfg.NumberColumn != "" && !digits(p.numbers[i]) {
-			return fault(poll.Configuration, status, "column %s (number) is missing or not a whole number in a row; leave number out", f.cfg.NumberColumn)
+			return poll.Faultf(poll.Configuration, status, "column %s (number) is missing or not a whole number in a row; leave number out", f.cfg.NumberColumn)
 		}
 	}
 	return nil
@@ -143,7 +143,7 @@ func (f *Fetcher) advance(status int, c *cursor, p *answer, skip int) error {
 	n := len(p.rows)
 	stamp := p.stamps[n-1]
 	if !literal(stamp) {
-		return fault(poll.Configuration, status, "column %s (modified) is missing, null or no time in a row; name another", f.cfg.ModifiedColumn)
+		return poll.Faultf(poll.Configuration, status, "column %s (modified) is missing, null or no time in a row; name another", f.cfg.ModifiedColumn)
 	}
 	at := &place{Stamp: stamp}
 	if f.cfg.NumberColumn != "" {
@@ -200,7 +200,7 @@ func literal(s string) bool {
 // stuck is the fault of a page that leads nowhere.
 func (f *Fetcher) stuck(status int, stamp string) error {
 	if f.cfg.NumberColumn == "" {
-		return fault(poll.Configuration, status, "a page of %d rows that were modified at %s leads to itself; raise pageSize", f.cfg.PageSize, stamp)
+		return poll.Faultf(poll.Configuration, status, "a page of %d rows that were modified at %s leads to itself; raise pageSize", f.cfg.PageSize, stamp)
 	}
-	return fault(poll.Configuration, status, "a page of %d rows leads to itself: %s and %s do not tell its rows apart", f.cfg.PageSize, f.cfg.ModifiedColumn, f.cfg.NumberColumn)
+	return poll.Faultf(poll.Configuration, status, "a page of %d rows leads to itself: %s and %s do not tell its rows apart", f.cfg.PageSize, f.cfg.ModifiedColumn, f.cfg.NumberColumn)
 }

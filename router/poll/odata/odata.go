@@ -171,7 +171,7 @@ func (f *Fetcher) Fetch(ctx context.Context, raw json.RawMessage) (*poll.Page, e
 		return nil, err
 	}
 	if len(page.Next) > poll.MaxCursor {
-		return nil, fault(poll.Answer, 200, "the link to the next page makes a cursor of %d bytes; at most %d can be kept", len(page.Next), poll.MaxCursor)
+		return nil, poll.Faultf(poll.Answer, 200, "the link to the next page makes a cursor of %d bytes; at most %d can be kept", len(page.Next), poll.MaxCursor)
 	}
 	return page, nil
 }
@@ -221,7 +221,7 @@ func (f *Fetcher) Complete(ctx context.Context, table, id string) (record.Row, e
 		reason = "the answer is another row than the one that was asked for"
 	}
 	if reason != "" {
-		return record.Row{}, fault(poll.Answer, a.Status, "%s", reason)
+		return record.Row{}, poll.Faultf(poll.Answer, a.Status, "%s", reason)
 	}
 	return row, nil
 }
@@ -230,17 +230,6 @@ func (f *Fetcher) Complete(ctx context.Context, table, id string) (record.Row, e
 // 0x80040217 is ("Web service error codes", powerapps-docs; read 2026-11), and not
 // that of a table which does not.
 func notFound(code string) bool { return strings.EqualFold(code, "0x80040217") }
-
-// maxReason is what poll.Fault promises of a Reason.
-const maxReason = 512
-
-func fault(kind poll.FaultKind, status int, format string, args ...any) *poll.Fault {
-	reason := fmt.Sprintf(format, args...)
-	if len(reason) > maxReason {
-		reason = strings.ToValidUTF8(reason[:maxReason], "")
-	}
-	return &poll.Fault{Kind: kind, Status: status, Reason: reason}
-}
 
 // parameters writes a query. Blanks are %20, which every server reads, and the $ of
 // names stays.

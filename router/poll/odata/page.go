@@ -36,14 +36,14 @@ func (f *Fetcher) parse(a *request.Answer, link string) (*answer, error) {
 	}
 	elems, array, err := rawjson.Elements(a.Body)
 	if err != nil {
-		return nil, fault(poll.Answer, a.Status, "the page cannot be read: %v", err)
+		return nil, poll.Faultf(poll.Answer, a.Status, "the page cannot be read: %v", err)
 	}
 	if array {
-		return nil, fault(poll.Answer, a.Status, "the page is an array; want an object with a member value")
+		return nil, poll.Faultf(poll.Answer, a.Status, "the page is an array; want an object with a member value")
 	}
 	members, err := rawjson.Members(elems[0])
 	if err != nil {
-		return nil, fault(poll.Answer, a.Status, "the page cannot be read: %v", err)
+		return nil, poll.Faultf(poll.Answer, a.Status, "the page cannot be read: %v", err)
 	}
 	p := &answer{}
 	var values []byte
@@ -62,7 +62,7 @@ func (f *Fetcher) parse(a *request.Answer, link string) (*answer, error) {
 		}
 		text, ok := rawjson.Text(m.Value)
 		if !ok {
-			return nil, fault(poll.Answer, a.Status, "%s is %s; want a string", m.Name, rawjson.Kind(m.Value))
+			return nil, poll.Faultf(poll.Answer, a.Status, "%s is %s; want a string", m.Name, rawjson.Kind(m.Value))
 		}
 		if *to, err = f.client.Follow(link, text, m.Name); err != nil {
 			return nil, err
@@ -75,13 +75,13 @@ func (f *Fetcher) parse(a *request.Answer, link string) (*answer, error) {
 		}
 		if rawjson.Find(members, "error") != nil {
 			r := a.Refusal()
-			return nil, fault(poll.Answer, a.Status, "an error in the place of a page: %s", strings.Trim(r.Code+": "+r.Message, ": "))
+			return nil, poll.Faultf(poll.Answer, a.Status, "an error in the place of a page: %s", strings.Trim(r.Code+": "+r.Message, ": "))
 		}
-		return nil, fault(poll.Answer, a.Status, "member value is %s; want an array of rows: is entity %s the name of an entity set?", what, f.cfg.Entity)
+		return nil, poll.Faultf(poll.Answer, a.Status, "member value is %s; want an array of rows: is entity %s the name of an entity set?", what, f.cfg.Entity)
 	}
 	raws, _, err := rawjson.Elements(values)
 	if err != nil {
-		return nil, fault(poll.Answer, a.Status, "the rows cannot be read: %v", err)
+		return nil, poll.Faultf(poll.Answer, a.Status, "the rows cannot be read: %v", err)
 	}
 	seen := map[string]bool{}
 	for _, raw := range raws {
@@ -99,7 +99,7 @@ func (f *Fetcher) parse(a *request.Answer, link string) (*answer, error) {
 		p.stamps, p.numbers = append(p.stamps, stamp), append(p.numbers, number)
 	}
 	if len(p.rows) == 0 && len(p.rejected) > 0 {
-		return nil, fault(poll.Configuration, a.Status, "none of %d rows can be read; the first: %s", len(p.rejected), p.rejected[0].Reason)
+		return nil, poll.Faultf(poll.Configuration, a.Status, "none of %d rows can be read; the first: %s", len(p.rejected), p.rejected[0].Reason)
 	}
 	return p, nil
 }

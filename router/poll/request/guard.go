@@ -26,7 +26,7 @@ func (g *Guard) Follow(from, link string, rows int) error {
 	_, _ = h.Write([]byte(link)) // it never fails
 	sum := h.Sum64()
 	if link == from || g.Seen == sum && g.Most > 0 {
-		return fault(poll.Answer, 200, "the links to the next page lead in a circle")
+		return poll.Faultf(poll.Answer, 200, "the links to the next page lead in a circle")
 	}
 	if g.Lap++; g.Lap >= g.Most {
 		g.Seen, g.Lap, g.Most = sum, 0, max(1, 2*g.Most)
@@ -35,7 +35,7 @@ func (g *Guard) Follow(from, link string, rows int) error {
 		g.Empty = 0
 	}
 	if g.Empty >= maxEmpty {
-		return fault(poll.Answer, 200, "%d pages in a row have a link to the next page and no rows", g.Empty)
+		return poll.Faultf(poll.Answer, 200, "%d pages in a row have a link to the next page and no rows", g.Empty)
 	}
 	return nil
 }

@@ -212,10 +212,10 @@ func (c *Client) once(ctx context.Context, method, link string, header http.Head
 	}
 	req, err := http.NewRequestWithContext(ctx, method, c.withKey(link), content)
 	if err != nil {
-		return nil, false, fault(poll.Answer, 0, "a link that cannot be asked for")
+		return nil, false, poll.Faultf(poll.Answer, 0, "a link that cannot be asked for")
 	}
 	if !c.Own(req.URL) {
-		return nil, false, fault(poll.Answer, 0, "a link leads to another origin than the source's: refused")
+		return nil, false, poll.Faultf(poll.Answer, 0, "a link leads to another origin than the source's: refused")
 	}
 	for _, h := range []http.Header{header, c.header} {
 		maps.Copy(req.Header, h)
@@ -227,14 +227,14 @@ func (c *Client) once(ctx context.Context, method, link string, header http.Head
 			if ctx.Err() == context.Canceled {
 				return nil, false, ctx.Err()
 			}
-			return nil, false, fault(poll.Credentials, 0, "%s", words.Printable(err.Error(), maxWords))
+			return nil, false, poll.Faultf(poll.Credentials, 0, "%s", words.Printable(err.Error(), maxWords))
 		}
 	}
 	asked := time.Now()
 	resp, err := c.client.Do(req)
 	if err != nil {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return nil, false, &silence{fault(poll.Unavailable, 0, "no answer within %s", time.Since(asked).Round(100*time.Millisecond))}
+			return nil, false, &silence{poll.Faultf(poll.Unavailable, 0, "no answer within %s", time.Since(asked).Round(100*time.Millisecond))}
 		}
 		return nil, false, c.failed(ctx, err, asked)
 	}
@@ -273,28 +273,17 @@ func (c *Client) failed(ctx context.Context, err error, asked time.Time) error {
 	case context.Canceled:
 		return ctx.Err()
 	case context.DeadlineExceeded:
-		return fault(poll.Unavailable, 0, "no whole answer within %s", time.Since(asked).Round(100*time.Millisecond))
+		return poll.Faultf(poll.Unavailable, 0, "no whole answer within %s", time.Since(asked).Round(100*time.Millisecond))
 	}
 	trouble, words := egress.Explain(err, c.secrets.Printable)
 	if trouble == egress.AddressTrouble {
-		return fault(poll.Configuration, 0, "%s", words)
+		return poll.Faultf(poll.Configuration, 0, "%s", words)
 	}
-	return fault(poll.Unavailable, 0, "%s", words)
+	return poll.Faultf(poll.Unavailable, 0, "%s", words)
 }
 
 func (c *Client) tooLong(status int) error {
-	return fault(poll.Answer, status, "the page is longer than %d bytes; ask for fewer rows (pageSize) or columns, or raise maxPage", c.target.MaxPage)
-}
-
-// maxReason is what poll.Fault promises of a Reason.
-const maxReason = 512
-
-func fault(kind poll.FaultKind, status int, format string, args ...any) *poll.Fault {
-	reason := fmt.Sprintf(format, args...)
-	if len(reason) > maxReason {
-		reason = strings.ToValidUTF8(reason[:maxReason], "")
-	}
-	return &poll.Fault{Kind: kind, Status: status, Reason: reason}
+	return poll.Faultf(poll.Answer, status, "the page is longer than %d bytes; ask for fewer rows (pageSize) or columns, or raise maxPage", c.target.MaxPage)
 }
 
 // withKey adds the parameters of the credentials to a link that lacks them.
@@ -356,25 +345,25 @@ func (c *Client) Follow(from, link, what string) (string, error) {
 		case b == ' ' || b >= 0x7f:
 			plain = fmt.Appendf(plain, "%%%02X", b)
 		case b < ' ':
-			return "", fault(poll.Answer, 200, "%s has a control character", what)
+			return "", poll.Faultf(poll.Answer, 200, "%s has a control character", what)
 		default:
 			plain = append(plain, b)
 		}
 	}
 	u, err := url.Parse(string(plain))
 	if err != nil || link == "" {
-		return "", fault(poll.Answer, 200, "%s is no URL", what)
+		return "", poll.Faultf(poll.Answer, 200, "%s is no URL", what)
 	}
 	if u.Scheme == "" {
 		base, err := url.Parse(from)
 		if err != nil {
-			return "", fault(poll.Answer, 200, "%s is no URL", what)
+			return "", poll.Faultf(poll.Answer, 200, "%s is no URL", what)
 		}
 		u = base.ResolveReference(u)
 		plain = []byte(u.String())
 	}
 	if !c.Own(u) || u.User != nil {
-		return "", fault(poll.Answer, 200, "%s leads to %s and not to the source's own origin: refused", what, c.secrets.Printable(u.Scheme+"://"+u.Host, maxWords))
+		return "", poll.Faultf(poll.Answer, 200, "%s leads to %s and not to the source's own origin: refused", what, c.secrets.Printable(u.Scheme+"://"+u.Host, maxWords))
 	}
 	absolute := string(plain)
 	for name := range c.query {
@@ -455,9 +444,9 @@ func (a *Answer) Judge() error {
 		if u, err := url.Parse(a.Header.Get("Location")); err == nil && u.Host != "" {
 			to = " (this one leads to " + a.words.Printable(u.Host, maxWords) + ")"
 		}
-		return fault(poll.Configuration, a.Status, "redirects are not followed%s; is it the right URL, and does it take these credentials?", to)
+		return poll.Faultf(poll.Configuration, a.Status, "redirects are not followed%s; is it the right URL, and does it take these credentials?", to)
 	case a.Status < 200:
-		return fault(poll.Answer, a.Status, "not an answer")
+		return poll.Faultf(poll.Answer, a.Status, "not an answer")
 	}
 	r := a.Refusal()
 	reason := strings.Trim(r.Code+": "+r.Message, ": ")
@@ -475,12 +464,12 @@ func (a *Answer) Judge() error {
 		a.Status == http.StatusServiceUnavailable && after > 0:
 		return &poll.Throttled{Status: a.Status, After: after, Reason: reason}
 	case a.Status == http.StatusUnauthorized, a.Status == http.StatusForbidden:
-		return fault(poll.Credentials, a.Status, "%s", reason)
+		return poll.Faultf(poll.Credentials, a.Status, "%s", reason)
 	case a.Status == http.StatusRequestTimeout, a.Status == http.StatusTooEarly, a.Status == http.StatusProxyAuthRequired,
 		a.Status == http.StatusNetworkAuthenticationRequired, a.Status >= 500:
-		return fault(poll.Unavailable, a.Status, "%s", reason)
+		return poll.Faultf(poll.Unavailable, a.Status, "%s", reason)
 	}
-	return fault(poll.Configuration, a.Status, "%s", reason)
+	return poll.Faultf(poll.Configuration, a.Status, "%s", reason)
 }
 
 // NotJSON says what a body is that was to be JSON and is not; nil if it may be.
@@ -488,11 +477,11 @@ func (a *Answer) NotJSON() error {
 	body := bytes.TrimSpace(bytes.TrimPrefix(a.Body, []byte("\xef\xbb\xbf")))
 	switch {
 	case len(body) == 0:
-		return fault(poll.Answer, a.Status, "the answer is empty; want JSON")
+		return poll.Faultf(poll.Answer, a.Status, "the answer is empty; want JSON")
 	case body[0] == '<':
-		return fault(poll.Answer, a.Status, "the answer is an HTML or XML page, not JSON: is the URL that of the API, and is there a sign-in page or a proxy before it?")
+		return poll.Faultf(poll.Answer, a.Status, "the answer is an HTML or XML page, not JSON: is the URL that of the API, and is there a sign-in page or a proxy before it?")
 	case body[0] != '{' && body[0] != '[':
-		return fault(poll.Answer, a.Status, "the answer is not JSON")
+		return poll.Faultf(poll.Answer, a.Status, "the answer is not JSON")
 	}
 	return nil
 }

@@ -23,9 +23,6 @@ func configuration(format string, args ...any) error {
 	return &poll.Fault{Kind: poll.Configuration, Reason: fmt.Sprintf(format, args...)}
 }
 
-// maxReason is poll.Fault's.
-const maxReason = 512
-
 // bound makes foreign text printable and short enough for a Fault.
 func bound(s string) string {
 	s = strings.Map(func(r rune) rune {
@@ -38,10 +35,10 @@ func bound(s string) string {
 			return utf8.RuneError
 		}
 	}, s)
-	if len(s) <= maxReason {
+	if len(s) <= poll.MaxReason {
 		return s
 	}
-	return strings.ToValidUTF8(s[:maxReason-len("…")], "") + "…"
+	return strings.ToValidUTF8(s[:poll.MaxReason-len("…")], "") + "…"
 }
 
 // secrets strikes a DSN's secrets out of what a driver or a server says, in every
@@ -165,7 +162,7 @@ func (f *Fetcher) postgresFault(e *pgconn.PgError) error {
 func faulty(kind poll.FaultKind, said, fix string) error {
 	// The fix is to be read whatever the server says.
 	if fix != "" {
-		if most := maxReason - len(fix) - len("; ") - len("…"); len(said) > most {
+		if most := poll.MaxReason - len(fix) - len("; ") - len("…"); len(said) > most {
 			said = strings.ToValidUTF8(said[:most], "") + "…"
 		}
 		said += "; " + fix

@@ -427,7 +427,7 @@ func isFault(t *testing.T, err error, kind poll.FaultKind, reason string) {
 	if !ok || f.Kind != kind || !strings.Contains(f.Reason, reason) {
 		t.Errorf("got %v, want %s with %q", err, kind, reason)
 	}
-	if ok && (strings.Contains(f.Reason, "canary") || len(f.Reason) > maxReason) {
+	if ok && (strings.Contains(f.Reason, "canary") || len(f.Reason) > poll.MaxReason) {
 		t.Errorf("the reason shows too much: %s", f.Reason)
 	}
 }
