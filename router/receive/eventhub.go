@@ -90,7 +90,7 @@ func (d *hubDoor) dial(ctx context.Context) (*hubClient, error) {
 	l := &hubClient{hubDoor: d}
 	o := &azeventhubs.ConsumerClientOptions{
 		ApplicationID: "gridfan",
-		InstanceID:    "gridfan-" + broker.Instance(),           // the service tells others who took their place
+		InstanceID:    "gridfan-" + d.source.hub.me,             // the service tells others who took their place
 		RetryOptions:  azeventhubs.RetryOptions{MaxRetries: -1}, // when to try again is ours to say
 		NewWebSocketConn: func(ctx context.Context, _ azeventhubs.WebSocketConnParams) (net.Conn, error) {
 			return l.reach(ctx, d.dialer)
