@@ -2,6 +2,8 @@ package receive
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,9 +25,8 @@ import (
 // its link, because Generation is the epoch of the new one.
 type checkpoint struct {
 	Layout int `json:"layout"`
-	// Of names the hub and the consumer group, Created is when the hub was made: one
-	// that was made anew under its name begins to count anew.
-	Of      string    `json:"of"`
+	// Created is when the hub was made: one that was made anew under its name begins
+	// to count anew.
 	Created time.Time `json:"created,omitzero"`
 	// Generation counts those who began to read. Reader is the last of them.
 	Generation int64  `json:"generation"`
@@ -146,30 +147,38 @@ func (c *checkpoint) start(bySequence bool, first int64) azeventhubs.StartPositi
 	return azeventhubs.StartPosition{Earliest: &beginning}
 }
 
-// The keys of a source: its record, which tells the partitions there were when it
-// began, and the checkpoints below it. No polled source's key has a dot.
-func recordKey(source string) string                { return "hub." + source }
-func checkpointKey(source, partition string) string { return recordKey(source) + "." + partition }
-
 // record tells the partitions that there were when a source began.
 type record struct {
+	// Of names the hub and the consumer group, which are only a hash in keys.
 	Of         string   `json:"of"`
 	Partitions []string `json:"partitions"`
 }
 
-// shelf is where checkpoints are.
+// place is what the keys of one consumer group of one hub begin with, for a source:
+// of checkpoints, where no polled source's key has a dot, and of leases. Replicas
+// whose configurations name two hubs do not meet.
+func place(source, of string) string {
+	sum := sha256.Sum256([]byte(of))
+	return "hub." + source + "." + hex.EncodeToString(sum[:4])
+}
+
+// shelf is where the checkpoints of a hub are, below its record.
 type shelf struct {
 	broker *broker.Broker
 	kv     jetstream.KeyValue
+	of     string
+	record string // its key
 }
 
-func openShelf(ctx context.Context, b *broker.Broker) (*shelf, error) {
+func openShelf(ctx context.Context, b *broker.Broker, source, of string) (*shelf, error) {
 	kv, err := b.JetStream().KeyValue(ctx, broker.BucketPolls)
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", broker.BucketPolls, err)
 	}
-	return &shelf{b, kv}, nil
+	return &shelf{b, kv, of, place(source, of)}, nil
 }
+
+func (s *shelf) key(partition string) string { return s.record + "." + partition }
 
 // read gives what is kept under a key, revision 0 for nothing.
 func (s *shelf) read(ctx context.Context, key string, v any) (revision uint64, _ error) {
@@ -186,10 +195,10 @@ func (s *shelf) read(ctx context.Context, key string, v any) (revision uint64, _
 	return e.Revision(), nil
 }
 
-func (s *shelf) load(ctx context.Context, source, partition string) (c checkpoint, revision uint64, err error) {
-	revision, err = s.read(ctx, checkpointKey(source, partition), &c)
+func (s *shelf) load(ctx context.Context, partition string) (c checkpoint, revision uint64, err error) {
+	revision, err = s.read(ctx, s.key(partition), &c)
 	if err == nil && c.Layout > checkpointLayout {
-		err = fmt.Errorf("checkpoint %s was written by a newer gridfan (layout %d, this one knows %d); use that version or newer", checkpointKey(source, partition), c.Layout, checkpointLayout)
+		err = fmt.Errorf("checkpoint %s was written by a newer gridfan (layout %d, this one knows %d); use that version or newer", s.key(partition), c.Layout, checkpointLayout)
 	}
 	return c, revision, err
 }
@@ -215,9 +224,9 @@ func (s *shelf) write(ctx context.Context, key string, v any, revision uint64) (
 	return now, err
 }
 
-func (s *shelf) save(ctx context.Context, source, partition string, c checkpoint, revision uint64) (uint64, error) {
+func (s *shelf) save(ctx context.Context, partition string, c checkpoint, revision uint64) (uint64, error) {
 	c.Layout = checkpointLayout
-	return s.write(ctx, checkpointKey(source, partition), c, revision)
+	return s.write(ctx, s.key(partition), c, revision)
 }
 
 // shelved is a checkpoint with its revision.
@@ -226,29 +235,29 @@ type shelved struct {
 	revision uint64
 }
 
-// all gives the checkpoints of a source by partition.
-func (s *shelf) all(ctx context.Context, source string) (map[string]shelved, error) {
+// all gives the checkpoints by partition.
+func (s *shelf) all(ctx context.Context) (map[string]shelved, error) {
 	found := map[string]shelved{}
-	err := broker.EachEntry(ctx, s.kv, checkpointKey(source, "*"), func(e jetstream.KeyValueEntry) error {
+	err := broker.EachEntry(ctx, s.kv, s.key("*"), func(e jetstream.KeyValueEntry) error {
 		c := shelved{revision: e.Revision()}
 		if json.Unmarshal(e.Value(), &c.checkpoint) == nil { // whoever reads it says otherwise
-			found[strings.TrimPrefix(e.Key(), recordKey(source)+".")] = c
+			found[strings.TrimPrefix(e.Key(), s.key(""))] = c
 		}
 		return nil
 	})
 	return found, err
 }
 
-// begin gives the record of a source, making one where there is none of this hub.
-func (s *shelf) begin(ctx context.Context, source, of string, partitions []string) (record, error) {
+// begin gives the record, making one where there is none.
+func (s *shelf) begin(ctx context.Context, partitions []string) (record, error) {
 	for {
 		var r record
-		revision, err := s.read(ctx, recordKey(source), &r)
-		if err != nil || revision != 0 && r.Of == of {
+		revision, err := s.read(ctx, s.record, &r)
+		if err != nil || revision != 0 {
 			return r, err
 		}
-		r = record{of, partitions}
-		if _, err := s.write(ctx, recordKey(source), r, revision); err == nil || !errors.Is(err, errAgain) {
+		r = record{s.of, partitions}
+		if _, err := s.write(ctx, s.record, r, 0); err == nil || !errors.Is(err, errAgain) {
 			return r, err
 		}
 	}
@@ -275,11 +284,11 @@ func (r *Receivers) Rewind(ctx context.Context, name, partition string, to Posit
 	if s.hub == nil {
 		return ErrNoPositions
 	}
-	kept, err := openShelf(ctx, r.parts.Broker)
+	kept, err := openShelf(ctx, r.parts.Broker, name, s.status.from)
 	if err != nil {
 		return err
 	}
-	all, err := kept.all(ctx, name)
+	all, err := kept.all(ctx)
 	if err != nil {
 		return err
 	}
@@ -291,12 +300,12 @@ func (r *Receivers) Rewind(ctx context.Context, name, partition string, to Posit
 			continue
 		}
 		for {
-			c, revision, err := kept.load(ctx, name, id)
+			c, revision, err := kept.load(ctx, id)
 			if err != nil {
 				return err
 			}
 			c.at(to, azeventhubs.PartitionProperties{})
-			if _, err := kept.save(ctx, name, id, c, revision); err == nil {
+			if _, err := kept.save(ctx, id, c, revision); err == nil {
 				break
 			} else if !errors.Is(err, errAgain) {
 				return err

@@ -173,8 +173,7 @@ type partitionLink struct {
 
 // open begins to read the partition where its checkpoint says.
 func (p *partition) open(ctx context.Context) (_ inbox, err error) {
-	s := p.hub.source
-	c, revision, err := p.hub.shelf.load(ctx, s.Name, p.id)
+	c, revision, err := p.hub.shelf.load(ctx, p.id)
 	if err != nil {
 		return nil, unkept(err)
 	}
@@ -195,9 +194,7 @@ func (p *partition) open(ctx context.Context) (_ inbox, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if of := s.status.from; c.Of != of {
-		// Never read, or another hub's of before.
-		c = checkpoint{Of: of, Generation: c.Generation}
+	if revision == 0 {
 		start := p.hub.door.start
 		if !p.initial {
 			start = Position{}
@@ -207,7 +204,7 @@ func (p *partition) open(ctx context.Context) (_ inbox, err error) {
 	lost := c.settleOn(whole.CreatedOn, now)
 	c.Generation++
 	c.Reader = broker.Instance()
-	if revision, err = p.hub.shelf.save(ctx, s.Name, p.id, c, revision); err != nil {
+	if revision, err = p.hub.shelf.save(ctx, p.id, c, revision); err != nil {
 		return nil, unkept(err)
 	}
 	p.moved(revision, c)
@@ -361,7 +358,7 @@ func (l *partitionLink) settle(ctx context.Context, all []*message) error {
 		c.Enqueued = e.EnqueuedTime.UTC()
 	}
 	c.Missed += l.missed
-	revision, err := l.part.hub.shelf.save(ctx, l.source.Name, l.part.id, c, l.revision)
+	revision, err := l.part.hub.shelf.save(ctx, l.part.id, c, l.revision)
 	if err != nil {
 		for _, m := range all {
 			m.lost = true // they come again, and are recognised

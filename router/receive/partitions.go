@@ -56,6 +56,8 @@ const (
 const coordinator = 0
 
 func newHub(s *source, d *hubDoor) *hub {
+	s.parts.Metrics.reads.WithLabelValues(s.Name)
+	s.parts.Metrics.missed.WithLabelValues(s.Name)
 	return &hub{
 		source: s, door: d, me: broker.Instance() + "-" + strings.ToLower(nuid.Next()), parts: map[string]*partition{}, view: map[string]PartitionStatus{},
 		tick: hubTick, ttl: hubTTL, refresh: hubRefresh, wait: hubWait, silence: hubSilence,
@@ -63,7 +65,9 @@ func newHub(s *source, d *hubDoor) *hub {
 }
 
 // Names of leases.
-func (h *hub) leases(what string) string       { return "hub." + h.source.Name + "." + what }
+func (h *hub) leases(what string) string {
+	return place(h.source.Name, h.source.status.from) + "." + what
+}
 func (h *hub) presence(who string) string      { return h.leases("at." + who) }
 func (h *hub) reading(partition string) string { return h.leases("p." + partition) }
 
@@ -168,7 +172,7 @@ func (h *hub) round(ctx context.Context) error {
 	defer cancel()
 	if h.shelf == nil {
 		var err error
-		if h.shelf, err = openShelf(asking, h.source.parts.Broker); err != nil {
+		if h.shelf, err = openShelf(asking, h.source.parts.Broker, h.source.Name, h.source.status.from); err != nil {
 			return unkept(err)
 		}
 	}
@@ -194,7 +198,7 @@ func (h *hub) round(ctx context.Context) error {
 	if err != nil {
 		return unkept(err)
 	}
-	kept, err := h.shelf.all(asking, h.source.Name)
+	kept, err := h.shelf.all(asking)
 	if err != nil {
 		return unkept(err)
 	}
@@ -233,7 +237,7 @@ func (h *hub) look(ctx context.Context) error {
 		}
 	}
 	ids := byNumber(slices.Clone(whole.PartitionIDs))
-	r, err := h.shelf.begin(ctx, h.source.Name, h.source.status.from, ids)
+	r, err := h.shelf.begin(ctx, ids)
 	if err != nil {
 		return unkept(err)
 	}
