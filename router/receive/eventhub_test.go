@@ -596,3 +596,18 @@ func TestPortion(t *testing.T) {
 		}
 	}
 }
+
+// A link that brings nothing although there is something is given up for another one.
+func TestHubSilence(t *testing.T) {
+	srv := amqptest.Start(t, amqptest.Options{})
+	hub := srv.Hub("orders", amqptest.HubOptions{})
+	h := newHall(t, hubSource(srv))
+	h.sources["shop"].hub.silence = 300 * time.Millisecond
+	hub.Freeze(true)
+	hub.Put(0, numbered("a", 0, 3)...)
+	h.Start()
+	h.eventually("it says so", func() bool { return strings.Contains(h.one("shop").Reason, "has brought nothing for") })
+	hub.Freeze(false)
+	h.eventually("all is stored", func() bool { return slices.Equal(h.ids(), []string{"a-0", "a-1", "a-2"}) })
+	h.caughtUp(h.Receivers, hub)
+}
