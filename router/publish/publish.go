@@ -79,6 +79,10 @@ const (
 	Duplicate   Status = "duplicate"
 	Quarantined Status = "quarantined"
 	Control     Status = "control" // not stored: it was for the router
+	// Completing: it is kept on disk until it is completed or, if it is whole, until
+	// those of its record are that came before it. Publish itself never says so; see
+	// package complete.
+	Completing Status = "completing"
 )
 
 // Config is how a Publisher works.
@@ -194,6 +198,13 @@ func (p *Publisher) Publish(ctx context.Context, o Origin, results []event.Resul
 		statuses[i] = out[i].status
 	}
 	return statuses, nil
+}
+
+// Known gives what identifies an event, and says whether it was published already, as
+// far as this process can tell.
+func (p *Publisher) Known(o Origin, r *event.Result) (id string, published bool) {
+	id = identity(o.Environment, r.Key)
+	return id, p.index.Lookup(dedup.KeyOf(id, r.Digest)) == dedup.Same
 }
 
 // publishAny stores results on the broker, or in the spool while that is away.

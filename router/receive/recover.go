@@ -25,6 +25,7 @@ type Recovery struct {
 	Duplicate   int `json:"duplicate"`
 	Quarantined int `json:"quarantined"`
 	Control     int `json:"control"`
+	Completing  int `json:"completing,omitempty"` // to be completed before they are published
 	// Reasons counts the messages by why they were given up.
 	Reasons map[string]int `json:"reasons"`
 	// More says that there may be others: the limit, or the time, was reached.
@@ -210,5 +211,7 @@ func (out *Recovery) count(st publish.Status) {
 		out.Quarantined++
 	case publish.Control:
 		out.Control++
+	case publish.Completing:
+		out.Completing++
 	}
 }

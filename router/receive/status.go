@@ -54,12 +54,14 @@ type Status struct {
 	Held         int64 `json:"held"`
 
 	// Received are the elements in them; received = published + duplicate +
-	// quarantined + control.
+	// quarantined + control + completing.
 	Received    int64 `json:"received"`
 	Published   int64 `json:"published"`
 	Duplicate   int64 `json:"duplicate"`
 	Quarantined int64 `json:"quarantined"`
 	Control     int64 `json:"control"`
+	// Completing were kept until they are completed, or behind such a one.
+	Completing int64 `json:"completing,omitempty"`
 	// LastEvent is when one was last published.
 	LastEvent *time.Time `json:"lastEvent,omitempty"`
 }
@@ -247,6 +249,8 @@ func (b *board) element(st publish.Status, accepted time.Time) {
 		b.s.Quarantined++
 	case publish.Control:
 		b.s.Control++
+	case publish.Completing:
+		b.s.Completing++
 	}
 	b.metrics.events.WithLabelValues(b.s.Source, "received").Inc()
 	b.metrics.events.WithLabelValues(b.s.Source, string(st)).Inc()
@@ -287,7 +291,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "gridfan_receive_messages_total", Help: "Messages received from brokers by what became of them there: settled, dead-lettered, returned, lost.",
 		}, []string{"source", "result"}),
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gridfan_receive_events_total", Help: "Elements of received messages by result: received = published + duplicate + quarantined + control.",
+			Name: "gridfan_receive_events_total", Help: "Elements of received messages by result: received = published + duplicate + quarantined + control + completing.",
 		}, []string{"source", "result"}),
 		faults: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gridfan_receive_faults_total", Help: "Failures to receive, and to store what was received, by kind.",
@@ -312,7 +316,7 @@ func (m *Metrics) init(source string) {
 	for _, result := range []string{"settled", "dead-lettered", "returned", "lost"} {
 		m.messages.WithLabelValues(source, result)
 	}
-	for _, result := range []string{"received", "published", "duplicate", "quarantined", "control"} {
+	for _, result := range []string{"received", "published", "duplicate", "quarantined", "control", "completing"} {
 		m.events.WithLabelValues(source, result)
 	}
 	m.held.WithLabelValues(source)
