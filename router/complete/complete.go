@@ -77,6 +77,8 @@ type Completer struct {
 	conn    *nats.Conn
 	js      jetstream.JetStream
 	held    jetstream.Stream
+	// least is the shortest wait between two tries. Tests are in a hurry.
+	least time.Duration
 
 	work atomic.Pointer[worker] // nil while another router completes
 	stop context.CancelFunc
@@ -103,7 +105,7 @@ const (
 // New makes a Completer. It keeps events from here on, and completes them from Start
 // on. The caller calls Stop.
 func New(ctx context.Context, sources []Source, parts Parts) (*Completer, error) {
-	c := &Completer{parts: parts, sources: map[string]*source{}, stop: func() {}}
+	c := &Completer{parts: parts, sources: map[string]*source{}, stop: func() {}, least: leastWait}
 	for _, s := range sources {
 		c.sources[s.Name] = &source{Source: s, settle: settle, old: old}
 		parts.Metrics.init(s.Name)

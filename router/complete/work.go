@@ -84,7 +84,7 @@ func (c *Completer) run(ctx context.Context) {
 		}
 		if err := c.hold(ctx, l); err != nil && ctx.Err() == nil {
 			c.parts.Log.Debug("events are not completed, trying again", "error", err)
-			pause(ctx, leastWait)
+			pause(ctx, c.least)
 		}
 		l.Release()
 	}
@@ -290,7 +290,7 @@ func (w *worker) do(ctx context.Context, l *line, ask bool) {
 		}
 	case err != nil:
 		l.tries++
-		l.next = time.Now().Add(backoff(l.tries))
+		l.next = time.Now().Add(w.c.backoff(l.tries))
 	}
 	w.mu.Unlock()
 	if err != nil && ctx.Err() == nil {
@@ -299,7 +299,9 @@ func (w *worker) do(ctx context.Context, l *line, ask bool) {
 	w.wake()
 }
 
-func backoff(tries int) time.Duration { return min(mostWait, leastWait<<min(tries-1, 10)) }
+func (c *Completer) backoff(tries int) time.Duration {
+	return min(mostWait, c.least<<min(tries-1, 20))
+}
 
 // settle does for an entry what can be done now. gone says that it is not in HELD any
 // more; an error that it is to be tried again. Neither: its line or its source knows
@@ -379,7 +381,7 @@ func (w *worker) complete(s *source, l *line, e *entry, r *event.Result) string 
 		}
 		// Read it again, after a while.
 		l.read, l.reason, l.tries = time.Time{}, reason, l.tries+1
-		l.next = now.Add(backoff(l.tries))
+		l.next = now.Add(w.c.backoff(l.tries))
 		if l.next.After(e.until) {
 			l.next = e.until
 		}
@@ -433,12 +435,12 @@ func (w *worker) read(ctx context.Context, s *source, l *line, e *entry, r *even
 		}
 	case isThrottled:
 		kind = "throttled"
-		a.next = at.Add(max(throttled.After, leastWait))
+		a.next = at.Add(max(throttled.After, w.c.least))
 	case isFault && (fault.Kind == poll.Answer || fault.Kind == poll.Configuration):
 		// This row's own trouble, and perhaps that of others; they find out.
 		kind, l.reason = string(fault.Kind), reasonUnread
 		l.tries++
-		l.next = at.Add(backoff(l.tries))
+		l.next = at.Add(w.c.backoff(l.tries))
 		if l.next.After(e.until) {
 			l.next = e.until
 		}
@@ -447,7 +449,7 @@ func (w *worker) read(ctx context.Context, s *source, l *line, e *entry, r *even
 		if isFault {
 			kind = string(fault.Kind)
 		}
-		a.next = at.Add(backoff(a.failures + 1))
+		a.next = at.Add(w.c.backoff(a.failures + 1))
 	}
 	tell, well := false, false
 	if err == nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
+	"github.com/gridfan/gridfan/router/complete"
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
@@ -187,6 +188,9 @@ func writeSource(out io.Writer, s *admin.Source, now time.Time) error {
 		line("receiving", "%s", receivingWords(*r, now))
 		line("messages", "%d received, %d settled, %d to come again, %d dead-lettered, %d here", r.Messages, r.Settled, r.Lost, r.DeadLettered, r.Held)
 	}
+	if c := s.Complete; c != nil {
+		line("completing", "%s", completingWords(*c, now))
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
@@ -195,6 +199,21 @@ func writeSource(out io.Writer, s *admin.Source, now time.Time) error {
 		return err
 	}
 	return nil
+}
+
+// completingWords tells how events are completed that the source has cut short.
+func completingWords(c complete.Status, now time.Time) string {
+	s := fmt.Sprintf("%s kept, each for at most %s", plural(int(c.Held), "event"), deliver.Roughly(time.Duration(c.Within*float64(time.Second))))
+	if c.Held == 0 {
+		s = "none to be completed"
+	}
+	if c.Kind != "" {
+		s += fmt.Sprintf("; rows cannot be read for %s: %s", deliver.Roughly(now.Sub(*c.Since)), c.Reason)
+	}
+	if c.Next != nil {
+		s += "; again in " + deliver.Roughly(max(0, c.Next.Sub(now)))
+	}
+	return s
 }
 
 func writePolling(line func(string, string, ...any), p *poll.Status, now time.Time) {

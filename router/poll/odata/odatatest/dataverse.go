@@ -70,6 +70,13 @@ func (d *Dataverse) Throttled() (denied, early int) {
 	return d.Denied, d.Early
 }
 
+// Asked is how many requests there were.
+func (d *Dataverse) Asked() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.Requests
+}
+
 // Expire makes it forget all delta tokens it has given out.
 func (d *Dataverse) Expire() {
 	d.mu.Lock()
