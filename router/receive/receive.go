@@ -71,7 +71,9 @@ type source struct {
 	status *board
 	// transport is that of a source over HTTP, nil for others.
 	transport *transport
-	close     []func()
+	// blobs are its dead letters; nil: there are none but its broker's.
+	blobs *blobs
+	close []func()
 
 	// least and most bound the waits between attempts, renew those between renewals
 	// of a lock; tests are in a hurry.
@@ -99,6 +101,12 @@ func New(sources []Source, parts Parts) (*Receivers, error) {
 
 // equip finds out what the source is received from.
 func (s *source) equip() error {
+	if d := s.DeadLetters; d != nil {
+		var err error
+		if s.blobs, err = s.newBlobs(*d.Blob); err != nil {
+			return err
+		}
+	}
 	switch from := s.From; {
 	case from == nil:
 	case from.ServiceBus != nil:
@@ -114,6 +122,9 @@ func (r *Receivers) Start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop = cancel
 	for _, s := range r.sources {
+		if b := s.blobs; b != nil && b.cfg.Every != Never {
+			r.workers.Go(func() { b.sweep(ctx) })
+		}
 		if s.open == nil {
 			continue
 		}

@@ -274,6 +274,29 @@ func (r *Receivers) Status() []Status {
 	return list
 }
 
+// DeadLetters tells how reading containers of dead letters back goes, in the order of
+// New.
+func (r *Receivers) DeadLetters() []DeadLetterStatus {
+	list := []DeadLetterStatus{}
+	for _, name := range r.names {
+		if b := r.sources[name].blobs; b != nil {
+			b.mu.Lock()
+			list = append(list, b.status)
+			b.mu.Unlock()
+		}
+	}
+	return list
+}
+
+// Counts tells what became of the elements of a source, whether they were received or
+// read back. Only its counts have a meaning where it is not received.
+func (r *Receivers) Counts(name string) Status {
+	if s := r.sources[name]; s != nil {
+		return s.status.status()
+	}
+	return Status{}
+}
+
 // Metrics are those of receiving; docs/metrics.md describes them.
 type Metrics struct {
 	messages *prometheus.CounterVec
@@ -282,6 +305,8 @@ type Metrics struct {
 	held     *prometheus.GaugeVec
 	up       *prometheus.GaugeVec
 	waited   *prometheus.HistogramVec
+	blobs    *prometheus.CounterVec
+	rounds   *prometheus.GaugeVec
 }
 
 // NewMetrics registers the metrics.
@@ -307,8 +332,31 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Buckets: []float64{.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400, 604800},
 		}, []string{"source"}),
 	}
-	reg.MustRegister(m.messages, m.events, m.faults, m.held, m.up, m.waited)
+	m.blobs = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gridfan_receive_blobs_total", Help: "Blobs of dead letters by what became of them: recovered, or left because they are too large.",
+	}, []string{"source", "result"})
+	m.rounds = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "gridfan_receive_blobs_up", Help: "1 while this router can read the source's container of dead letters, 0 while it cannot; not there while another one does.",
+	}, []string{"source"})
+	reg.MustRegister(m.blobs, m.rounds, m.messages, m.events, m.faults, m.held, m.up, m.waited)
 	return m
+}
+
+// initBlobs makes those of a container of dead letters exist from the start.
+func (m *Metrics) initBlobs(source string) {
+	for _, result := range []string{"recovered", "left"} {
+		m.blobs.WithLabelValues(source, result)
+	}
+}
+
+func (m *Metrics) blob(source, result string) { m.blobs.WithLabelValues(source, result).Inc() }
+
+func (m *Metrics) blobRound(source string, ok bool) {
+	up := 0.0
+	if ok {
+		up = 1
+	}
+	m.rounds.WithLabelValues(source).Set(up)
 }
 
 // init makes a source's series exist from the start.

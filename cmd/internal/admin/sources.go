@@ -27,6 +27,9 @@ type SourceStatus struct {
 	Poll *poll.Status `json:"poll,omitempty"`
 	// Receive is how it is received from a broker; nil for a source that is not.
 	Receive *receive.Status `json:"receive,omitempty"`
+	// DeadLetters is how those are read back that Event Grid could not deliver; nil for
+	// a source that names no container of them.
+	DeadLetters *receive.DeadLetterStatus `json:"deadLetters,omitempty"`
 	// Complete is how its events are completed; nil for a source whose are not.
 	Complete *complete.Status `json:"complete,omitempty"`
 }
@@ -93,7 +96,7 @@ func (s *server) withSources(ctx context.Context, held map[string]uint64) []Sour
 	for _, src := range s.Ingress.Status() {
 		list = append(list, SourceStatus{SourceStatus: src})
 	}
-	list = withReceived(list, s.Received, s.Receivers.Status())
+	list = withReceived(list, s.Received, s.Receivers)
 	polled := map[string]*poll.Status{}
 	if len(s.Polled) > 0 {
 		ctx, cancel := context.WithTimeout(ctx, pollStatusWait)

@@ -165,7 +165,7 @@ func (d *decoder) pattern(v *value) Pattern {
 	if said != Poll {
 		return said
 	}
-	for _, key := range []string{"push", "receive", "complete", "limits", "businessKeys", "mapping"} {
+	for _, key := range []string{"push", "receive", "complete", "deadLetters", "limits", "businessKeys", "mapping"} {
 		if k := v.get(key); k != nil {
 			d.problem(k.at, k.path, "this is about what is pushed, and nothing is with pattern poll: set pattern to hybrid, or remove the key")
 		}
