@@ -136,7 +136,7 @@ func decode(m *jetstream.RawStreamMsg) (publish.Origin, event.Result, error) {
 	}
 	o := publish.Origin{
 		Source: broker.HeldSource(m.Subject), Kind: h.Get(headerKind), Environment: text(headerEnvironment), Via: h.Get(headerVia),
-		Late: h.Get(headerLate) != "", Accepted: since,
+		Late: h.Get(headerLate) != "", Accepted: since, Kept: true,
 	}
 	r := event.Result{Key: text(headerKey), Digest: h.Get(headerDigest), Scope: text(headerScope), Name: text(headerName)}
 	own := nats.Header{}

@@ -144,6 +144,7 @@ func (m *Metrics) init(source string) {
 		m.requests.WithLabelValues(source, result)
 	}
 	m.held.WithLabelValues(source)
+	m.wait.WithLabelValues(source)
 }
 
 func (m *Metrics) event(source, result string) { m.events.WithLabelValues(source, result).Inc() }

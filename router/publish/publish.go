@@ -68,6 +68,8 @@ type Origin struct {
 	Header map[string]string
 	// Redriven: it was in quarantine, and was counted when it came.
 	Redriven bool
+	// Kept: it was accepted before, and nobody is to be told how this ends.
+	Kept bool
 }
 
 // Status says what became of one result.

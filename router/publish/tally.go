@@ -103,7 +103,7 @@ func (t *Tally) count(o Origin, out []outgoing, all int, failed bool) {
 			n.Received++
 		}
 	}
-	if !o.Redriven { // else its entry stays in quarantine, and nobody was told anything
+	if !o.Redriven && !o.Kept { // else it stays where it is, and nobody was told anything
 		n.Refused = int64(all) - n.Received
 	}
 	t.add(o.Source, n)

@@ -153,7 +153,7 @@ func (d *decoder) pattern(v *value) Pattern {
 	case said == "" && polled == nil:
 		return Push
 	case said == "" && push == nil:
-		return Poll
+		said = Poll
 	case said == "":
 		return Hybrid
 	case said == Push && polled != nil:
