@@ -104,9 +104,10 @@ postgres: ## polling against a real PostgreSQL, installed from packages where it
 		bin=$$(newest); \
 	fi; \
 	if [ ! -x "$$bin/initdb" ]; then echo "make postgres: there is no initdb in $${bin:-/usr/lib/postgresql}" >&2; exit 1; fi; \
-	go vet -tags postgres ./router/poll/sqlrows; \
-	go tool staticcheck -tags postgres -checks=all,inherit ./router/poll/sqlrows; \
-	go test -tags postgres -count=1 -v -run '$(RUN)' ./router/poll/sqlrows -pgbin "$$bin"
+	go vet -tags postgres ./router/poll/sqlrows ./cmd/internal/app; \
+	go tool staticcheck -tags postgres -checks=all,inherit ./router/poll/sqlrows ./cmd/internal/app; \
+	go test -tags postgres -count=1 -v -run '$(RUN)' ./router/poll/sqlrows -pgbin "$$bin"; \
+	go test -tags postgres -count=1 -v -run 'Postgres' ./cmd/internal/app -pgbin "$$bin"
 
 clients: node ## JavaScript clients, unmodified, against gridfan; needs node and npm
 	go vet -tags clients ./cmd/internal/clients

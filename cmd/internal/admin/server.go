@@ -20,6 +20,7 @@ import (
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/router/complete"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/publish"
@@ -38,6 +39,7 @@ type Parts struct {
 	Broker      *broker.Broker
 	Ingress     *ingress.Ingress
 	Poller      *poll.Poller
+	Completer   *complete.Completer
 	Polled      []config.Polled
 	Received    []receive.Source
 	Receivers   *receive.Receivers

@@ -23,6 +23,7 @@ import (
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/infra/telemetry"
 	"github.com/gridfan/gridfan/router/auth"
+	"github.com/gridfan/gridfan/router/complete"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/publish"
@@ -266,7 +267,16 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	a.onStop("publisher", func(context.Context) error { return publisher.Close() })
 	a.publisher.Store(publisher)
 	metrics.MustRegister(publisher.Metrics())
-	inboxes, err := a.receivers(cfg, publisher, metrics)
+	// Whoever takes events in gives them to the completer. It asks sources within the
+	// budgets of the poller, which gives it what was polled.
+	var completer *complete.Completer
+	poller := poll.New(poll.Parts{Broker: a.broker, Publish: marked(func(ctx context.Context, o publish.Origin, results []event.Result) ([]publish.Status, error) {
+		return completer.Publish(ctx, o, results)
+	}), Metrics: poll.NewMetrics(metrics), Log: a.log})
+	if completer, err = a.completer(ctx, cfg, publisher, poller, tally, metrics); err != nil {
+		return err
+	}
+	inboxes, err := a.receivers(cfg, completer, metrics)
 	if err != nil {
 		return err
 	}
@@ -279,14 +289,14 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	poller := poll.New(poll.Parts{Broker: a.broker, Publish: marked(publisher), Metrics: poll.NewMetrics(metrics), Log: a.log})
 	if err := poller.Start(ctx); err != nil {
 		return fmt.Errorf("polling: %w", err)
 	}
 	a.onStop("pollers", func(ctx context.Context) error { poller.Stop(ctx); return nil })
 	poller.Apply(polled)
 
-	in.Publish(publisher)
+	completer.Start()
+	in.Publish(completer.Publish)
 	a.onStop("public server", stopPublic)
 	a.onStop("ingress", func(context.Context) error { in.Stop(); return nil })
 	a.onStop("receivers", func(context.Context) error { a.pull.Stop(); return nil })
@@ -301,7 +311,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	stopping, stop := context.WithCancel(context.Background())
 	api := &http.Server{
 		Handler: admin.NewHandler(admin.Parts{
-			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Poller: poller, Polled: cfg.Polled, Received: cfg.Received, Receivers: inboxes, Publisher: publisher, Quarantine: held,
+			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Poller: poller, Completer: completer, Polled: cfg.Polled, Received: cfg.Received, Receivers: inboxes, Publisher: publisher, Quarantine: held,
 			Registry: subscribers, Fleet: fleet, Egress: a.rules, Config: live, DeadLetters: dead, Books: kept, Gatherer: metrics, Log: a.log, Stopping: stopping,
 		}, cfg.Listen.AdminToken),
 		ReadHeaderTimeout: 10 * time.Second,

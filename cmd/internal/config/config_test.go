@@ -551,7 +551,7 @@ func TestParse(t *testing.T) {
 
 // shared are the keys of credentials and certificates that polled sources have in
 // common with webhooks.
-var shared = regexp.MustCompile(`^sources\.<name>\.poll\.(?:odata|delta)\.((?:auth|tls)\..*)$`)
+var shared = regexp.MustCompile(`^sources\.<name>\.(?:poll\.(?:odata|delta)|complete)\.((?:auth|tls)\..*)$`)
 
 // polling has every key of sources that are polled.
 const polling = `sources:
@@ -748,7 +748,7 @@ func TestTables(t *testing.T) {
 			walk(f.value)
 		}
 	}
-	for _, yaml := range []string{everything, external, credentialed, inAzure, fromAzure, clients, polling} {
+	for _, yaml := range []string{everything, external, credentialed, inAzure, fromAzure, completed, clients, polling} {
 		walk((&decoder{lookup: fake}).parse([]byte(yaml)))
 	}
 	for _, key := range accepted {

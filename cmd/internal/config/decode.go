@@ -106,11 +106,16 @@ func (d *decoder) config(root *value) *Config {
 
 	for _, f := range sorted(root.get("sources")) {
 		pattern := d.pattern(f.value)
+		var asked *Polled
 		if pattern != Push {
 			c.Polled = append(c.Polled, d.polled(f, pattern))
+			asked = &c.Polled[len(c.Polled)-1]
 		}
 		if pattern == Poll {
 			continue
+		}
+		if to := d.completed(f, asked); to != nil {
+			c.Completed = append(c.Completed, *to)
 		}
 		if r, ok := d.received(f); ok {
 			c.Received = append(c.Received, r)

@@ -82,9 +82,13 @@ var table = []row{
 		why: "rawjson reads JSON, whatever it is about",
 	},
 	{
-		from: []string{"./router/..."}, exceptFrom: []string{"./router/publish", "./router/poll/request", "./router/poll/odata/...", "./router/poll/delta", "./router/poll/sqlrows"},
+		from: []string{"./router/..."}, exceptFrom: []string{"./router/publish", "./router/complete", "./router/poll/request", "./router/poll/odata/...", "./router/poll/delta", "./router/poll/sqlrows"},
 		to: []string{"./router/..."}, exceptTo: []string{"./router/publish", "./router/auth", "./router/auth/authtest", "./router/normalise"}, tests: true,
 		why: "ways in share nothing but publish, the one way to the stream, auth, who may use them, and normalise, what a body means",
+	},
+	{
+		from: []string{"./router/complete"}, to: []string{"./router/..."}, exceptTo: []string{"./router/publish", "./router/poll"}, tests: true,
+		why: "what completes events stands before publish, and reads rows in poll's words and within its budgets; who reads them it does not know",
 	},
 	{
 		from: []string{"./router/normalise"}, to: []string{"./router/...", "./infra/..."}, tests: true,
