@@ -128,7 +128,7 @@ func (c *Config) explain(err error) (explained error, ok bool) {
 		return fmt.Errorf("broker.tls.ca: missing; the server's certificate is of no authority that this system knows, so name the file of the one that it is of: %w", err), true
 	case misnamed:
 		return fmt.Errorf("broker.url: the server's certificate is not for %s; call it by a name or address in its certificate: %w", name.Host, err), true
-	case errors.Is(err, nats.ErrTLS) && (alerted(err) || strings.Contains(err.Error(), "closed by remote after TLS handshake")):
+	case alerted(err), errors.Is(err, nats.ErrTLS) && strings.Contains(err.Error(), "closed by remote after TLS handshake"):
 		// Whether its alert or its end of the connection is seen first is a matter of
 		// luck (TLS 1.3; nats.go v1.55.0, nats.go). A server that stops just then ends
 		// it, too, so the second may pass and is waited for.
