@@ -291,6 +291,24 @@ func TestNATSZonesAreHonoured(t *testing.T) {
 	}
 }
 
+// A single node has no cluster block, and keeps streams once.
+func TestNATSSingleNode(t *testing.T) {
+	c := zoned(t, "1")
+	c.nodes[0].start()
+	t.Cleanup(c.nodes[0].kill)
+	eventually(t, "the node is well", func() error { return c.nodes[0].get("/healthz", nil) })
+	cfg := c.broker()
+	cfg.Replicas = 1
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := broker.Open(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+}
+
 // broker is gridfan's configuration for the cluster.
 func (c *cluster) broker() broker.Config {
 	return broker.Config{

@@ -206,13 +206,18 @@ func zoned(t testing.TB, zones ...string) *cluster {
 		text := render(t, read(t, "bicep/modules/nats.conf.tmpl"), map[string]string{
 			"NODE": n.name, "ZONE": n.zone, "IP": "127.0.0.1", "ROUTES": strings.Join(routes, ", "), "CLUSTER": "gridfan",
 		})
-		for from, to := range map[string]string{
+		moved := map[string]string{
 			`"127.0.0.1:4222"`:  fmt.Sprintf(`"127.0.0.1:%d"`, n.client),
-			`"127.0.0.1:6222"`:  fmt.Sprintf(`"127.0.0.1:%d"`, n.route),
 			`"127.0.0.1:8222"`:  fmt.Sprintf(`"127.0.0.1:%d"`, n.monitoring),
 			`"/etc/nats/certs/`: `"` + n.certs + "/",
 			`"/var/lib/nats"`:   `"` + n.store + `"`,
-		} {
+		}
+		if len(zones) == 1 {
+			text, _, _ = strings.Cut(text, "\ncluster {")
+		} else {
+			moved[`"127.0.0.1:6222"`] = fmt.Sprintf(`"127.0.0.1:%d"`, n.route)
+		}
+		for from, to := range moved {
 			if !strings.Contains(text, from) {
 				t.Errorf("the template has no %s", from)
 			}
@@ -222,23 +227,22 @@ func zoned(t testing.TB, zones ...string) *cluster {
 		if err := os.WriteFile(n.conf, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		n.env = environment(t, text)
+		n.env = environment(text)
 	}
 	return c
 }
 
 // environment is what cloud-init's nats-secrets makes for systemd.
-func environment(t testing.TB, conf string) []string {
+func environment(conf string) []string {
 	t.Helper()
-	m := regexp.MustCompile(`(?m)^ *#routes: (\[.*\])`).FindStringSubmatch(conf)
-	if m == nil {
-		t.Fatal("the configuration has no line with its routes")
-	}
-	return []string{
+	env := []string{
 		`NATS_PASSWORD="` + gridfanPassword + `"`, `NATS_SYS_PASSWORD="` + sysPassword + `"`, `NATS_ROUTE_PASSWORD="` + routePassword + `"`,
-		"NATS_ROUTES=" + strings.ReplaceAll(m[1], "tls://", "tls://route:"+routePassword+"@"),
 		"NATS_MAX_STORE=21474836480",
 	}
+	if m := regexp.MustCompile(`(?m)^ *#routes: (\[.*\])`).FindStringSubmatch(conf); m != nil {
+		env = append(env, "NATS_ROUTES="+strings.ReplaceAll(m[1], "tls://", "tls://route:"+routePassword+"@"))
+	}
+	return env
 }
 
 // port is a free one.
