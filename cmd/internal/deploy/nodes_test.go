@@ -234,7 +234,6 @@ func zoned(t testing.TB, zones ...string) *cluster {
 
 // environment is what cloud-init's nats-secrets makes for systemd.
 func environment(conf string) []string {
-	t.Helper()
 	env := []string{
 		`NATS_PASSWORD="` + gridfanPassword + `"`, `NATS_SYS_PASSWORD="` + sysPassword + `"`, `NATS_ROUTE_PASSWORD="` + routePassword + `"`,
 		"NATS_MAX_STORE=21474836480",
