@@ -107,7 +107,7 @@ param natsMode string
 @allowed([1, 3])
 param natsNodes int = 3
 
-@description('Optional. With natsMode external, the servers: nats:// or tls:// URLs, separated by commas. Its password is a reference, as in the configuration.')
+@description('Optional. With natsMode external, the servers: nats:// or tls:// URLs, separated by commas.')
 param natsUrl string = ''
 
 @description('Optional. With natsMode external, how many servers keep each stream.')
@@ -118,8 +118,8 @@ param natsReplicas int = 3
 @description('Optional. With natsMode external, your word that every server has sync_interval: always. Without it, gridfan warns that a power cut may lose events.')
 param natsSyncAlways bool = false
 
-@description('Optional. With natsMode external, whether natsUrl refers to GRIDFAN_NATS_PASSWORD, which the key vault has as nats-gridfan-password.')
-param natsUsesPassword bool = false
+@description('Optional. With natsMode external, the user to log in as; natsPassword is its password. Empty where nobody has to.')
+param natsUser string = ''
 
 @description('Optional. With natsMode external, whether the servers\' certificates are signed by an authority of yours, which the key vault has as nats-ca.')
 param natsPrivateCa bool = false
@@ -221,7 +221,7 @@ param purgeProtection bool
 @secure()
 param adminToken string
 
-@description('Required. Password of the NATS user gridfan: letters and digits, at least 16. Empty with natsMode embedded.')
+@description('Required. Password of the NATS user: letters and digits, at least 16. Empty with natsMode embedded.')
 @secure()
 param natsPassword string
 
@@ -263,12 +263,13 @@ var subscribersName = '${abbreviations.containerApp}-subscribers-${token}'
 
 // Azure keeps the first four addresses of a subnet.
 var nodeAddresses = [for i in range(0, natsNodes): cidrHost(nodesPrefix, 3 + i)]
-var clusterUrls = join(map(nodeAddresses, ip => 'tls://gridfan:\${env:GRIDFAN_NATS_PASSWORD}@${ip}:4222'), ',')
+var clusterUrls = join(map(nodeAddresses, ip => 'tls://${ip}:4222'), ',')
 var clusterMonitors = join(map(nodeAddresses, ip => '"http://${ip}:8222"'), ', ')
+var externalLogin = empty(natsUser) ? '' : ', user: "${natsUser}", password: "\${env:GRIDFAN_NATS_PASSWORD}"'
 var brokers = {
   embedded: '{ embedded: { dir: /var/lib/gridfan } }'
-  cluster: '{ url: "${clusterUrls}", replicas: ${natsNodes}, durability: sync-always, monitoring: [ ${clusterMonitors} ], tls: { ca: /etc/gridfan/nats-ca.pem } }'
-  external: '{ url: "${natsUrl}", replicas: ${natsReplicas}${natsSyncAlways ? ', durability: sync-always' : ''}${natsPrivateCa ? ', tls: { ca: /etc/gridfan/nats-ca.pem }' : ''} }'
+  cluster: '{ url: "${clusterUrls}", user: gridfan, password: "\${env:GRIDFAN_NATS_PASSWORD}", replicas: ${natsNodes}, durability: sync-always, monitoring: [ ${clusterMonitors} ], tls: { ca: /etc/gridfan/nats-ca.pem } }'
+  external: '{ url: "${natsUrl}"${externalLogin}, replicas: ${natsReplicas}${natsSyncAlways ? ', durability: sync-always' : ''}${natsPrivateCa ? ', tls: { ca: /etc/gridfan/nats-ca.pem }' : ''} }'
 }
 var broker = brokers[natsMode]
 var loginEndpoint = environment().authentication.loginEndpoint
@@ -511,7 +512,7 @@ module router 'modules/app.bicep' = if (deployApps) {
       '__IDENTITY_CLIENT_ID__',
       appIdentity.outputs.clientId
     )
-    natsPassword: clustered || (!embedded && natsUsesPassword)
+    natsPassword: clustered || (!embedded && !empty(natsUser))
     natsPrivateCa: clustered || (!embedded && natsPrivateCa)
     references: references
     ingress: true
@@ -542,7 +543,7 @@ module subscribers 'modules/app.bicep' = if (deployApps && !embedded) {
       '__IDENTITY_CLIENT_ID__',
       appIdentity.outputs.clientId
     )
-    natsPassword: clustered || natsUsesPassword
+    natsPassword: clustered || !empty(natsUser)
     natsPrivateCa: clustered || natsPrivateCa
     references: references
     ingress: false

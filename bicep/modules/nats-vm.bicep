@@ -99,10 +99,16 @@ param natsSha256Amd64 string
 param natsSha256Arm64 string
 
 var routes = join(map(allAddresses, ip => '"tls://${ip}:6222"'), ', ')
+var template = loadTextContent('nats.conf.tmpl')
+// A single node has no cluster, the last block: it would wait for a leader.
 var natsConfiguration = replace(
   replace(
     replace(
-      replace(replace(loadTextContent('nats.conf.tmpl'), '__NODE__', nodeName), '__ZONE__', zone),
+      replace(
+        replace(length(allAddresses) > 1 ? template : split(template, '\ncluster {')[0], '__NODE__', nodeName),
+        '__ZONE__',
+        zone
+      ),
       '__IP__',
       address
     ),
