@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"slices"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/poll"
@@ -20,6 +22,21 @@ import (
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/schemas/record"
 )
+
+// startPolling begins to ask the sources that are polled.
+func (a *App) startPolling(ctx context.Context, sources []config.Polled, pub *publish.Publisher, metrics prometheus.Registerer) (*poll.Poller, error) {
+	list, err := a.polled(sources)
+	if err != nil {
+		return nil, err
+	}
+	poller := poll.New(poll.Parts{Broker: a.broker, Publish: marked(pub), Metrics: poll.NewMetrics(metrics), Log: a.log})
+	if err := poller.Start(ctx); err != nil {
+		return nil, fmt.Errorf("polling: %w", err)
+	}
+	a.onStop("pollers", func(ctx context.Context) error { poller.Stop(ctx); return nil })
+	poller.Apply(list)
+	return poller, nil
+}
 
 // polled makes of the configuration what the Poller is to poll.
 func (a *App) polled(sources []config.Polled) ([]poll.Source, error) {
