@@ -1,13 +1,12 @@
 package bicep_test
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -115,9 +114,7 @@ func configuration(t testing.TB, m mode) string {
 		"clusterUrls": strings.Join(urls, ","), "clusterMonitors": strings.Join(monitors, ", "), "natsNodes": fmt.Sprint(m.nodes),
 		"natsUrl": "nats://nats.example.com:4222", "natsReplicas": "3", "externalLogin": "", "natsSyncAlways": "false", "natsPrivateCa": "false",
 	}
-	for k, v := range m.vars {
-		vars[k] = v
-	}
+	maps.Copy(vars, m.vars)
 	if vars["natsUser"] != "" {
 		vars["externalLogin"] = interpolate(t, one(t, `var externalLogin = empty\(natsUser\) \? '' : '(.*)'\n`, main), vars)
 	}
@@ -146,12 +143,15 @@ func configuration(t testing.TB, m mode) string {
 	return text
 }
 
+// secretValue is every secret of a test.
+const secretValue = "0123456789abcdef0123456789abcdef"
+
 // environment is what an app has in its environment, as app.bicep says.
 func environment(t testing.TB) []string {
 	t.Helper()
-	list := append(os.Environ(), "PATH="+os.Getenv("PATH"))
+	list := os.Environ()
 	for _, name := range variables(t) {
-		list = append(list, name+"=0123456789abcdef0123456789abcdef")
+		list = append(list, name+"="+secretValue)
 	}
 	return list
 }
@@ -201,74 +201,74 @@ func TestConfigurationIsValid(t *testing.T) {
 	}
 }
 
+// free is an address of this machine where nobody listens.
+func free(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
 // TestProgramAgrees starts the program with the arguments, the environment and the
 // configuration that app.bicep gives it, asks what the probes ask, and has wait-ready.sh
-// wait for it.
+// wait for it: alone, and as a router whose NATS nodes are still being made.
 func TestProgramAgrees(t *testing.T) {
+	bin := program(t, "../cmd/gridfan")
+	for _, m := range modes[:2] {
+		t.Run(m.natsMode, func(t *testing.T) { testProgram(t, bin, m) })
+	}
+}
+
+func testProgram(t *testing.T, bin string, m mode) {
 	dir := t.TempDir()
+	brokertest.NewAuthority(t).Node(dir, "127.0.0.1")
 	app := read(t, "modules/app.bicep")
-	text := configuration(t, modes[0])
-	publicPort, adminPort := one(t, `var publicPort = (\d+)`, app), one(t, `var adminPort = (\d+)`, app)
-	for from, to := range map[string]string{
-		`addr: ":` + publicPort + `"`:                       `addr: "127.0.0.1:0"`,
-		`addr: ":` + adminPort + `"`:                        `addr: "127.0.0.1:0"`,
-		"dir: /var/lib/gridfan }":                           "dir: " + filepath.Join(dir, "data") + ", listen: none }",
-		"sbns-gridfan-abcdefghijklm.servicebus.windows.net": "localhost", // where nothing is
-		"maxBytes: 1GiB":                                    "maxBytes: 256MiB",
-	} {
+	text := configuration(t, m)
+	public, admin := free(t), free(t)
+	moved := map[string]string{
+		`addr: ":` + one(t, `var publicPort = (\d+)`, app) + `"`: `addr: "` + public + `"`,
+		`addr: ":` + one(t, `var adminPort = (\d+)`, app) + `"`:  `addr: "` + admin + `"`,
+		"sbns-gridfan-abcdefghijklm.servicebus.windows.net":      "localhost", // where nothing is
+		"maxBytes: 1GiB": "maxBytes: 256MiB",
+	}
+	if m.natsMode == "embedded" {
+		moved["dir: /var/lib/gridfan }"] = "dir: " + filepath.Join(dir, "data") + ", listen: none }"
+	} else {
+		nowhere := free(t)
+		for _, ip := range nodes(t, m.nodes) {
+			moved[ip+":4222"], moved[ip+":8222"] = nowhere, nowhere
+		}
+		moved["/etc/gridfan/nats-ca.pem"] = filepath.Join(dir, "ca.pem")
+	}
+	for from, to := range moved {
 		if !strings.Contains(text, from) {
 			t.Fatalf("the configuration has no %s:\n%s", from, text)
 		}
 		text = strings.ReplaceAll(text, from, to)
 	}
-	// What gives the identity's tokens, without any.
-	tokens := httptest.NewServer(http.NotFoundHandler())
-	defer tokens.Close()
 	file := filepath.Join(dir, "gridfan.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 
-	cmd := exec.CommandContext(t.Context(), program(t, "../cmd/gridfan"), arguments(t, "all", file)...)
+	// Where there are tokens for an identity, in Azure.
+	tokens := httptest.NewServer(http.NotFoundHandler())
+	defer tokens.Close()
+	var logged bytes.Buffer // read when the program has ended
+	cmd := exec.CommandContext(t.Context(), bin, arguments(t, m.role, file)...)
 	cmd.Env = append(environment(t), "IDENTITY_ENDPOINT="+tokens.URL, "IDENTITY_HEADER=x")
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = patience
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	cmd.Stderr = &logged
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	type addresses struct{ Msg, Ingress, Admin string }
-	up, logged := make(chan addresses, 1), &bytes.Buffer{}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		for lines := bufio.NewScanner(io.TeeReader(stderr, logged)); lines.Scan(); {
-			var a addresses
-			if json.Unmarshal(lines.Bytes(), &a) == nil && a.Msg == "gridfan is up" {
-				up <- a
-			}
-		}
-	}()
-	stop := func() error {
-		_ = cmd.Process.Signal(os.Interrupt)
-		<-ended
-		return cmd.Wait()
-	}
-	var at addresses
-	select {
-	case at = <-up:
-	case <-ended:
-		t.Fatalf("gridfan %v ended:\n%s", cmd.Args[1:], logged)
-	case <-time.After(patience):
-		_ = stop()
-		t.Fatalf("gridfan %v does not come up:\n%s", cmd.Args[1:], logged)
-	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
 
-	get := func(url, token string) int {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	get := func(path, token string) int {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+admin+path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -277,34 +277,53 @@ func TestProgramAgrees(t *testing.T) {
 		}
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
-			t.Error(err)
 			return 0
 		}
 		resp.Body.Close()
 		return resp.StatusCode
+	}
+	wait := func(what string, done func() bool) {
+		for deadline := time.Now().Add(patience); !done(); {
+			select {
+			case err := <-ended:
+				t.Fatalf("gridfan %v ended: %v\n%s", cmd.Args[1:], err, &logged)
+			case <-time.After(50 * time.Millisecond):
+			}
+			if time.Now().After(deadline) {
+				_ = cmd.Process.Kill()
+				<-ended
+				t.Fatalf("%s:\n%s", what, &logged)
+			}
+		}
 	}
 	probes := all(`httpGet: \{ path: '([^']+)', port: adminPort \}`, app)
 	if len(probes) != 3 {
 		t.Errorf("there are %d probes, want 3", len(probes))
 	}
 	for _, path := range probes {
-		if code := get("http://"+at.Admin+path, ""); code != http.StatusOK {
-			t.Errorf("probe %s answers %d", path, code)
-		}
+		wait("probe "+path+" does not succeed", func() bool { return get(path, "") == http.StatusOK })
 	}
-	if code := get("http://"+at.Admin+"/api/v1/status", ""); code != http.StatusUnauthorized {
-		t.Errorf("the admin API answers %d without the token", code)
+	if m.natsMode == "embedded" {
+		wait("the admin API does not answer its token", func() bool { return get("/api/v1/status", secretValue) == http.StatusOK })
 	}
-	if code := get("http://"+at.Admin+"/api/v1/status", "0123456789abcdef0123456789abcdef"); code != http.StatusOK {
-		t.Errorf("the admin API answers %d to the token of GRIDFAN_ADMIN_TOKEN", code)
+	if code := get("/api/v1/status", ""); code == http.StatusOK {
+		t.Error("the admin API answers without a token")
 	}
-
 	sources := strings.Join(all(`'(\w+)'`, one(t, `var pushedSources = \[(.*)\]`, read(t, "main.bicep"))), " ")
-	if out, err := waitReady(t, "http://"+at.Ingress, sources); err != nil {
+	if out, err := waitReady(t, "http://"+public, sources); err != nil {
 		t.Errorf("wait-ready.sh: %v\n%s", err, out)
 	}
-	if err := stop(); err != nil {
-		t.Errorf("it ends with %v:\n%s", err, logged)
+
+	_ = cmd.Process.Signal(os.Interrupt)
+	select {
+	case err := <-ended:
+		if err != nil && m.natsMode == "embedded" { // without its broker it says so
+			t.Errorf("it ends with %v:\n%s", err, &logged)
+		}
+	case <-time.After(patience):
+		_ = cmd.Process.Kill()
+		<-ended
+		t.Errorf("it does not end:\n%s", &logged)
 	}
 }
 
