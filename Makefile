@@ -131,9 +131,12 @@ bicep: ## compile and lint the templates; needs the Bicep CLI
 	@command -v bicep >/dev/null || { echo "make bicep: the Bicep CLI is missing; see https://aka.ms/bicep-install" >&2; exit 1; }
 	@set -e; files=$$(find bicep -name '*.bicep' -o -name '*.bicepparam'); \
 	if [ -z "$$files" ]; then echo "make bicep: bicep/ has no templates" >&2; exit 1; fi; \
-	for f in $$files; do case $$f in \
+	for f in $$files; do \
+		echo "bicep lint $$f"; out=$$(bicep lint "$$f" 2>&1) || { echo "$$out"; exit 1; }; \
+		if echo "$$out" | grep -E ' : (Error|Warning) '; then echo "make bicep: warnings count, too" >&2; exit 1; fi; \
+		case $$f in \
 		*.bicepparam) echo "bicep build-params $$f"; bicep build-params "$$f" --stdout >/dev/null;; \
-		*) echo "bicep lint $$f"; bicep lint "$$f"; bicep build "$$f" --stdout >/dev/null;; \
+		*) echo "bicep build $$f"; bicep build "$$f" --stdout >/dev/null;; \
 	esac; done
 
 # BICEPCHECK is the folder of an offline checker of Bicep, a Go module, with the data of

@@ -204,8 +204,8 @@ param publisherNetworks string[] = []
 
 // Operation.
 
-@description('Optional. Who is written to when something is wrong.')
-param alertEmails string[] = []
+@description('Optional. Mail addresses that are written to when something is wrong, separated by commas.')
+param alertEmails string = ''
 
 @description('Optional. How many days logs are kept.')
 @minValue(30)
@@ -563,7 +563,7 @@ module alerts 'modules/alerts.bicep' = {
     name: '${abbreviations.actionGroup}-gridfan-${token}'
     location: location
     tags: tags
-    emailAddresses: alertEmails
+    emailAddresses: empty(alertEmails) ? [] : split(replace(alertEmails, ' ', ''), ',')
     topicIds: [fnoTopic.outputs.resourceId, eventsTopic.outputs.resourceId]
     appIds: deployApps ? [router!.outputs.resourceId] : []
     appNames: embedded ? [routerName] : [routerName, subscribersName]

@@ -21,6 +21,8 @@ param natsSha256Amd64 = readEnvironmentVariable('GRIDFAN_NATS_SHA256_AMD64', '')
 param natsSha256Arm64 = readEnvironmentVariable('GRIDFAN_NATS_SHA256_ARM64', '')
 param sshPublicKey = readEnvironmentVariable('GRIDFAN_SSH_PUBLIC_KEY', '')
 
+param alertEmails = readEnvironmentVariable('GRIDFAN_ALERT_EMAILS', '')
+
 param adminToken = readEnvironmentVariable('GRIDFAN_ADMIN_TOKEN', '')
 param natsPassword = readEnvironmentVariable('GRIDFAN_NATS_PASSWORD', '')
 param natsSysPassword = readEnvironmentVariable('GRIDFAN_NATS_SYS_PASSWORD', '')

@@ -26,9 +26,7 @@ param natsSha256Arm64 = readEnvironmentVariable('GRIDFAN_NATS_SHA256_ARM64', '')
 param sshPublicKey = readEnvironmentVariable('GRIDFAN_SSH_PUBLIC_KEY', '')
 
 param logRetentionInDays = 90
-param alertEmails = empty(readEnvironmentVariable('GRIDFAN_ALERT_EMAIL', ''))
-  ? []
-  : [readEnvironmentVariable('GRIDFAN_ALERT_EMAIL', '')]
+param alertEmails = readEnvironmentVariable('GRIDFAN_ALERT_EMAILS', '')
 
 param adminToken = readEnvironmentVariable('GRIDFAN_ADMIN_TOKEN', '')
 param natsPassword = readEnvironmentVariable('GRIDFAN_NATS_PASSWORD', '')

@@ -2,6 +2,7 @@ package bicep_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -564,7 +565,10 @@ func answer(w http.ResponseWriter, r *http.Request) {
 // waitReady runs wait-ready.sh.
 func waitReady(t testing.TB, url, sources string, env ...string) (string, error) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "sh", "./wait-ready.sh")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "sh", "./wait-ready.sh")
+	cmd.WaitDelay = time.Second // for a curl that holds the pipe
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "ROUTER_URL=" + url, "INGRESS_SOURCES=" + sources, "WAIT_INTERVAL=0"}, env...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
