@@ -200,7 +200,7 @@ func (s *Store) vault(cfg Config, host string) (*azsecrets.Client, error) {
 	}
 	c, err := azsecrets.NewClient("https://"+host, identity, &azsecrets.ClientOptions{ClientOptions: azcore.ClientOptions{
 		Transport: s.client,
-		Retry:     policy.RetryOptions{MaxRetries: 2, TryTimeout: tryTimeout, RetryDelay: 500 * time.Millisecond, MaxRetryDelay: 3 * time.Second},
+		Retry:     policy.RetryOptions{MaxRetries: 2, TryTimeout: tryTimeout, RetryDelay: 500 * time.Millisecond, MaxRetryDelay: 3 * time.Second, ShouldRetry: again},
 		Telemetry: policy.TelemetryOptions{Disabled: true},
 	}})
 	if err != nil {
@@ -208,6 +208,17 @@ func (s *Store) vault(cfg Config, host string) (*azsecrets.Client, error) {
 	}
 	s.vaults[host] = c
 	return c, nil
+}
+
+// again says whether another try may help: not with a host that there is not, which is
+// most often a wrong name.
+func again(resp *http.Response, err error) bool {
+	if err != nil {
+		dns, ok := errors.AsType[*net.DNSError](err)
+		return !ok || !dns.IsNotFound
+	}
+	return resp.StatusCode == http.StatusRequestTimeout || resp.StatusCode == http.StatusTooManyRequests ||
+		resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented
 }
 
 func same(a, b Config) bool {

@@ -54,7 +54,8 @@ func (d *decoder) resolve(v *value, s string) (resolved string, references int, 
 		case scheme == "keyvault":
 			ref, err := keyvault.ParseReference(name)
 			if err != nil {
-				bad("${%s}: %v", presented(body), err)
+				// What stands there is not repeated: it may be the secret itself.
+				bad("${keyvault:…}: %v", err)
 				continue
 			}
 			if d.lookup.Offline {
@@ -108,16 +109,6 @@ func (d *decoder) resolve(v *value, s string) (resolved string, references int, 
 		b.WriteString(value)
 	}
 	return b.String(), references, ok
-}
-
-// presented is the text of a reference that is none: it may be a secret that stands
-// where its name should be.
-func presented(body string) string {
-	const enough = 24
-	if len(body) > enough {
-		return body[:enough] + "…"
-	}
-	return body
 }
 
 // Reference is a place in the file whose value comes from elsewhere and can change.
