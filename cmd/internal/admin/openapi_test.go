@@ -84,6 +84,7 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 
 		"Problem":             Problem{},
 		"Status":              Status{},
+		"Process":             broker.Process{},
 		"BrokerStatus":        BrokerStatus{},
 		"Durability":          broker.Durability{},
 		"StreamUse":           broker.StreamUse{},

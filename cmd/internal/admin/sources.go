@@ -74,10 +74,10 @@ func (s *server) sourceRoutes(api *routes) {
 	api.Handle("GET /api/v1/sources/{name}", handle(func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		return s.source(r.Context(), r.PathValue("name"))
 	}))
-	api.Handle("POST /api/v1/sources/{name}/poll-now", handle(s.pollNow))
-	api.Handle("POST /api/v1/sources/{name}/rewind", handle(s.rewind))
-	api.Handle("POST /api/v1/sources/{name}/baseline", handle(s.baseline))
-	api.Handle("POST /api/v1/sources/{name}/recover", handle(s.recover))
+	api.Handle("POST /api/v1/sources/{name}/poll-now", s.takesIn(s.pollNow))
+	api.Handle("POST /api/v1/sources/{name}/rewind", s.takesIn(s.rewind))
+	api.Handle("POST /api/v1/sources/{name}/baseline", s.takesIn(s.baseline))
+	api.Handle("POST /api/v1/sources/{name}/recover", s.takesIn(s.recover))
 }
 
 // sources lists all sources by name. Without a broker it tells what this process
@@ -99,12 +99,17 @@ const pollStatusWait = 3 * time.Second
 // withSources is sources, with what is in quarantine by subject.
 func (s *server) withSources(ctx context.Context, held map[string]uint64) []SourceStatus {
 	list := []SourceStatus{}
-	for _, src := range s.Ingress.Status() {
-		list = append(list, SourceStatus{SourceStatus: src})
+	says := "nobody has told yet how polling it goes"
+	if s.Ingress == nil {
+		list, says = s.elsewhere(ctx), "a router polls it, and can tell how that goes"
+	} else {
+		for _, src := range s.Ingress.Status() {
+			list = append(list, SourceStatus{SourceStatus: src})
+		}
+		list = withReceived(list, s.Received, s.Receivers)
 	}
-	list = withReceived(list, s.Received, s.Receivers)
 	polled := map[string]*poll.Status{}
-	if len(s.Polled) > 0 {
+	if len(s.Polled) > 0 && s.Poller != nil {
 		ctx, cancel := context.WithTimeout(ctx, pollStatusWait)
 		defer cancel()
 		for _, st := range s.Poller.Status(ctx) {
@@ -122,12 +127,15 @@ func (s *server) withSources(ctx context.Context, held map[string]uint64) []Sour
 		list[i].Pattern = string(p.Pattern)
 		list[i].Poll = polled[p.Name]
 		if list[i].Poll == nil {
-			list[i].Poll = &poll.Status{Source: p.Name, State: poll.Starting, Says: "nobody has told yet how polling it goes"}
+			list[i].Poll = &poll.Status{Source: p.Name, State: poll.Starting, Says: says}
 		}
 	}
-	completing, err := s.Completer.Status(ctx)
-	if err != nil {
-		s.Log.Debug("how completing goes is not known", "error", err)
+	var completing map[string]complete.Status
+	if s.Completer != nil {
+		var err error
+		if completing, err = s.Completer.Status(ctx); err != nil {
+			s.Log.Debug("how completing goes is not known", "error", err)
+		}
 	}
 	for i := range list {
 		if st, ok := completing[list[i].Name]; ok {
@@ -136,6 +144,39 @@ func (s *server) withSources(ctx context.Context, held map[string]uint64) []Sour
 		list[i].InQuarantine = int(held[broker.Quarantine(list[i].Name)])
 	}
 	slices.SortFunc(list, func(a, b SourceStatus) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}
+
+// elsewhere lists the sources whose events other processes take in. What those have
+// counted is in the books.
+func (s *server) elsewhere(ctx context.Context) []SourceStatus {
+	list := []SourceStatus{}
+	add := func(name, kind, environment, rationale string) {
+		if !slices.ContainsFunc(list, func(o SourceStatus) bool { return o.Name == name }) {
+			list = append(list, SourceStatus{SourceStatus: ingress.SourceStatus{Name: name, Kind: kind, Environment: environment, Pattern: "push", Rationale: rationale}})
+		}
+	}
+	for _, c := range s.Pushed {
+		add(c.Name, c.Kind, c.Environment, c.Rationale)
+	}
+	for _, c := range s.Received {
+		add(c.Name, c.Kind, c.Environment, c.Rationale)
+	}
+	for _, c := range s.Polled {
+		add(c.Name, c.Kind, c.Environment, c.Rationale)
+	}
+	if s.Books == nil {
+		return list
+	}
+	counted, err := s.Books.SourceTallies(ctx)
+	if err != nil {
+		s.Log.Debug("what the routers have counted is not known", "error", err)
+		return list
+	}
+	for i := range list {
+		n := counted[list[i].Name]
+		list[i].Received, list[i].Published, list[i].Duplicate, list[i].Quarantined, list[i].Control = n.Received, n.Published, n.Duplicate, n.Quarantined, n.Control
+	}
 	return list
 }
 

@@ -18,6 +18,7 @@ var accepted = []string{
 	"listen.admin.addr",
 	"listen.admin.token",
 	"broker.embedded.dir",
+	"broker.embedded.ephemeral",
 	"broker.embedded.listen",
 	"broker.embedded.clients.listen",
 	"broker.embedded.clients.url",
@@ -25,11 +26,23 @@ var accepted = []string{
 	"broker.embedded.clients.tls.key",
 	"broker.url",
 	"broker.credentials",
+	"broker.user",
+	"broker.password",
+	"broker.tls.ca",
+	"broker.tls.cert",
+	"broker.tls.key",
 	"broker.replicas",
 	"broker.durability",
 	"broker.monitoring",
 	"broker.spool.dir",
 	"broker.spool.maxBytes",
+	"shutdown.grace",
+	"secrets.keyvault.suffix",
+	"secrets.keyvault.refresh",
+	"secrets.keyvault.auth.managedIdentity.clientID",
+	"secrets.keyvault.auth.workloadIdentity.clientID",
+	"secrets.keyvault.auth.workloadIdentity.tenant",
+	"secrets.keyvault.auth.default",
 	"storage.maxBytes",
 	"storage.dedup.horizon",
 	"storage.dedup.memory",
@@ -405,9 +418,6 @@ var later = map[string]string{
 
 	"subscribers.<name>.deliver.webhook.transform": "transforms (jq) are not part of this version yet; remove the key",
 }
-
-// laterReference answers ${keyvault:…}.
-const laterReference = "references to Key Vault (${keyvault:…}) are not part of this version yet; use ${env:NAME} or ${file:/path}"
 
 // named says whether the keys below the pattern are names the operator chooses.
 func named(pattern string) bool {
