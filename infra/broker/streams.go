@@ -31,7 +31,7 @@ const (
 	BucketJobs        = "gridfan_jobs"      // redrives and replays
 	BucketBooks       = "gridfan_books"     // sums, and how far they reach
 	BucketNative      = "gridfan_native"    // how far subscribers' own clients have come
-	BucketPolls       = "gridfan_polls"     // how far polled sources are read
+	BucketPolls       = "gridfan_polls"     // how far polled sources and event hubs are read
 
 	streamSpool = "SPOOL" // in a server of its own, see OpenSpool
 )

@@ -26,6 +26,10 @@ func TestMetricsTable(t *testing.T) {
 	m.init("s")
 	m.faults.WithLabelValues("s", string(Storage))
 	m.waited.WithLabelValues("s")
+	m.reads.WithLabelValues("s")
+	m.lag.WithLabelValues("s", "0")
+	m.behind.WithLabelValues("s", "0")
+	m.missed.WithLabelValues("s")
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)

@@ -23,6 +23,8 @@ const (
 	Holding State = "holding"
 	// Failing: the broker refuses, or is not reached.
 	Failing State = "failing"
+	// Standby: other replicas read all there is.
+	Standby State = "standby"
 	// Stopped: the program is stopping.
 	Stopped State = "stopped"
 )
@@ -30,7 +32,7 @@ const (
 // Status is how one source is received; counts are since the start of this process.
 type Status struct {
 	Source string `json:"source"`
-	// Way is the key of the configuration: serviceBus, eventGridNamespace.
+	// Way is the key of the configuration: serviceBus, eventGridNamespace, eventHub.
 	Way string `json:"way"`
 	// From names the queue, subscription or hub.
 	From  string `json:"from"`
@@ -62,6 +64,11 @@ type Status struct {
 	Control     int64 `json:"control"`
 	// LastEvent is when one was last published.
 	LastEvent *time.Time `json:"lastEvent,omitempty"`
+
+	// Partitions are those of an event hub, in order, whoever reads them.
+	Partitions []PartitionStatus `json:"partitions,omitempty"`
+	// Lag is how many events wait in them, as far as that is known.
+	Lag *int64 `json:"lag,omitempty"`
 }
 
 // board is what the workers of a source say.
@@ -72,14 +79,17 @@ type board struct {
 	mu      sync.Mutex // guards all below
 	s       Status
 	workers map[int]*worker
+	told    State // the last of failing, holding and receiving that people were told
 }
 
 type worker struct {
-	state    State
-	reported State // the last of failing, holding and receiving that people were told
-	fault    *Fault
-	next     time.Time
+	state State
+	fault *Fault
+	next  time.Time
 }
+
+// worse has the states in the order in which they count.
+var worse = []State{Stopped, Standby, Receiving, Connecting, Holding, Failing}
 
 func newBoard(cfg Source, m *Metrics) *board {
 	b := &board{metrics: m, workers: map[int]*worker{}, s: Status{Source: cfg.Name, State: Connecting, Since: time.Now().UTC()}}
@@ -91,6 +101,8 @@ func newBoard(cfg Source, m *Metrics) *board {
 	case from.EventGridNamespace != nil:
 		n := from.EventGridNamespace
 		b.s.Way, b.from = "eventGridNamespace", hostOf(n.Endpoint)+"/"+n.Topic+"/"+n.Subscription
+	case from.EventHub != nil:
+		b.s.Way, b.from = "eventHub", from.EventHub.place()
 	}
 	b.s.From = b.from
 	m.init(cfg.Name)
@@ -106,17 +118,27 @@ func (b *board) worker(i int) *worker {
 	return w
 }
 
-// set changes what a worker says; the caller holds mu.
-func (b *board) set(w *worker, s State) {
+// set changes what a worker says; the caller holds mu. It says whether people are to
+// be told: when this is now the state of the whole, and was not when they last were.
+func (b *board) set(w *worker, s State) (tell bool) {
 	w.state = s
-	if s == Receiving || s == Stopped {
+	if s == Receiving || s == Standby || s == Stopped {
 		w.fault, w.next = nil, time.Time{}
 	}
+	b.sum()
+	tell = s == b.s.State && s != b.told && slices.Contains([]State{Receiving, Holding, Failing}, s)
+	if tell {
+		b.told = s
+	}
+	return tell
+}
+
+// sum makes one state of all workers'; the caller holds mu.
+func (b *board) sum() {
 	worst := Stopped
 	var of *worker
-	order := []State{Stopped, Receiving, Connecting, Holding, Failing}
 	for _, w := range b.workers {
-		if of == nil || slices.Index(order, w.state) > slices.Index(order, worst) {
+		if of == nil || slices.Index(worse, w.state) > slices.Index(worse, worst) {
 			worst, of = w.state, w
 		}
 	}
@@ -138,56 +160,67 @@ func (b *board) set(w *worker, s State) {
 	b.metrics.up.WithLabelValues(b.s.Source).Set(up)
 }
 
-// failed notes why a worker cannot receive, and for how long it waits.
-func (b *board) failed(i int, f *Fault, wait time.Duration) {
+// failed notes why a worker cannot receive, and for how long it waits. It says
+// whether people are to be told.
+func (b *board) failed(i int, f *Fault, wait time.Duration) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	w := b.worker(i)
 	w.fault, w.next = f, time.Now().Add(wait)
-	b.set(w, Failing)
 	b.metrics.faults.WithLabelValues(b.s.Source, string(f.Kind)).Inc()
-}
-
-// begun says whether nobody was told yet that the worker fails.
-func (b *board) begun(i int) bool { return b.tell(i, Failing) }
-
-// tell says whether people are to be told of a worker's state.
-func (b *board) tell(i int, s State) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	w := b.worker(i)
-	was := w.reported
-	w.reported = s
-	return was != s
+	return b.set(w, Failing)
 }
 
 // receiving notes that a worker receives. It says whether people are to be told.
 func (b *board) receiving(i int) bool {
 	b.mu.Lock()
-	w := b.worker(i)
-	b.set(w, Receiving)
-	b.mu.Unlock()
-	return b.tell(i, Receiving)
+	defer b.mu.Unlock()
+	return b.set(b.worker(i), Receiving)
 }
 
 // holding notes that messages cannot be stored. It says whether people are to be
 // told.
 func (b *board) holding(i int, err error) bool {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	w := b.worker(i)
 	w.fault = &Fault{Kind: Storage, Reason: storageReason(err)}
-	b.set(w, Holding)
 	b.metrics.faults.WithLabelValues(b.s.Source, string(Storage)).Inc()
-	b.mu.Unlock()
-	return b.tell(i, Holding)
+	return b.set(w, Holding)
 }
 
 // stored notes that messages were stored.
 func (b *board) stored(i int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.set(b.worker(i), Receiving)
-	b.worker(i).reported = Receiving
+	if b.set(b.worker(i), Receiving); b.s.State == Receiving {
+		b.told = Receiving
+	}
+}
+
+// standby notes that a worker has nothing to do because others do it.
+func (b *board) standby(i int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.set(b.worker(i), Standby)
+}
+
+// forget drops a worker that is no more.
+func (b *board) forget(i int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.workers, i)
+	b.sum()
+}
+
+// of gives what one worker says.
+func (b *board) of(i int) (State, *Fault) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if w := b.workers[i]; w != nil {
+		return w.state, w.fault
+	}
+	return Connecting, nil
 }
 
 func (b *board) stopped(i int) {
@@ -263,9 +296,15 @@ func (b *board) status() Status {
 func (r *Receivers) Status() []Status {
 	list := []Status{}
 	for _, name := range r.names {
-		if s := r.sources[name]; s.From != nil {
-			list = append(list, s.status.status())
+		s := r.sources[name]
+		if s.From == nil {
+			continue
 		}
+		st := s.status.status()
+		if s.hub != nil {
+			st.Partitions, st.Lag = s.hub.partitions()
+		}
+		list = append(list, st)
 	}
 	return list
 }
@@ -278,6 +317,12 @@ type Metrics struct {
 	held     *prometheus.GaugeVec
 	up       *prometheus.GaugeVec
 	waited   *prometheus.HistogramVec
+
+	// Of event hubs.
+	reads  *prometheus.GaugeVec
+	lag    *prometheus.GaugeVec
+	behind *prometheus.GaugeVec
+	missed *prometheus.CounterVec
 }
 
 // NewMetrics registers the metrics.
@@ -302,8 +347,20 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "gridfan_receive_wait_seconds", Help: "How long messages waited at their broker until they were stored here.",
 			Buckets: []float64{.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400, 604800},
 		}, []string{"source"}),
+		reads: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "gridfan_receive_partitions", Help: "Partitions of an event hub that this process reads.",
+		}, []string{"source"}),
+		lag: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "gridfan_receive_lag_events", Help: "Events that wait in a partition that this process reads.",
+		}, []string{"source", "partition"}),
+		behind: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "gridfan_receive_behind_seconds", Help: "Age of the last event stored of a partition that this process reads, 0 while none waits.",
+		}, []string{"source", "partition"}),
+		missed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gridfan_receive_missed_events_total", Help: "Events that may have been in an event hub and were gone before they could be read.",
+		}, []string{"source"}),
 	}
-	reg.MustRegister(m.messages, m.events, m.faults, m.held, m.up, m.waited)
+	reg.MustRegister(m.messages, m.events, m.faults, m.held, m.up, m.waited, m.reads, m.lag, m.behind, m.missed)
 	return m
 }
 

@@ -97,6 +97,7 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 		"PollProgress":        poll.Progress{},
 		"RewindOrder":         RewindOrder{},
 		"BaselineOrder":       BaselineOrder{},
+		"PartitionStatus":     receive.PartitionStatus{},
 		"ReceiveStatus":       receive.Status{},
 		"Recovery":            receive.Recovery{},
 		"Subscriber":          Subscriber{},

@@ -38,7 +38,13 @@ type Source struct {
 // RewindOrder is the body of POST /api/v1/sources/{name}/rewind.
 type RewindOrder struct {
 	// To is a time (RFC 3339), or "beginning".
-	To string `json:"to"`
+	To string `json:"to,omitempty"`
+	// Partition is one of an event hub's, or receive.AllPartitions, which is what
+	// none means.
+	Partition string `json:"partition,omitempty"`
+	// Sequence takes the place of To: the number of the first event of Partition to
+	// be read again.
+	Sequence *int64 `json:"sequence,omitempty"`
 }
 
 // FromBeginning is RewindOrder.To for all there is.
@@ -231,7 +237,17 @@ func (s *server) rewind(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	var to time.Time
-	if order.To != FromBeginning {
+	switch {
+	case order.Sequence != nil:
+		switch {
+		case order.To != "":
+			return nil, problem(http.StatusBadRequest, "bad-parameter", "sequence and to exclude each other: send one of them")
+		case *order.Sequence < 0:
+			return nil, problem(http.StatusBadRequest, "bad-parameter", fmt.Sprintf("sequence: want 0 or more, got %d", *order.Sequence))
+		case order.Partition == "" || order.Partition == receive.AllPartitions:
+			return nil, problem(http.StatusBadRequest, "bad-parameter", "partition: missing; each counts for itself, so a sequence number is one partition's")
+		}
+	case order.To != FromBeginning:
 		var err error
 		if to, err = time.Parse(time.RFC3339, order.To); err != nil || to.IsZero() {
 			return nil, problem(http.StatusBadRequest, "bad-parameter", fmt.Sprintf("to: want a time as in %s, or %q, got %.80q", time.Now().UTC().Format(time.RFC3339), FromBeginning, order.To))
@@ -239,6 +255,10 @@ func (s *server) rewind(w http.ResponseWriter, r *http.Request) (any, error) {
 		if to.After(time.Now()) {
 			return nil, problem(http.StatusBadRequest, "bad-parameter", fmt.Sprintf("to: %s is still to come: what changes until then would be skipped", order.To))
 		}
+	}
+	// What is polled and received is polled again, unless a partition is named.
+	if s.polled(name) == nil || order.Partition != "" {
+		return s.rewindPartitions(r.Context(), name, order, to)
 	}
 	src, err := s.commanded(r.Context(), name, func() error { return s.Poller.Rewind(r.Context(), name, to) })
 	if err == nil {
@@ -292,10 +312,10 @@ func (c *Client) PollNow(ctx context.Context, name string) (*Source, error) {
 	return &s, c.call(ctx, http.MethodPost, sourcePath(name)+"/poll-now", nil, &s)
 }
 
-// Rewind has one polled again from a time on, or from FromBeginning.
-func (c *Client) Rewind(ctx context.Context, name, to string) (*Source, error) {
+// Rewind has one read again from a time, from FromBeginning, or from an event on.
+func (c *Client) Rewind(ctx context.Context, name string, order RewindOrder) (*Source, error) {
 	var s Source
-	return &s, c.call(ctx, http.MethodPost, sourcePath(name)+"/rewind", RewindOrder{to}, &s)
+	return &s, c.call(ctx, http.MethodPost, sourcePath(name)+"/rewind", order, &s)
 }
 
 // Baseline has all rows of one read again, or confirms what the last time found.

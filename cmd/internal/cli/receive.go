@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -28,6 +29,9 @@ func receivingWords(r receive.Status, now time.Time) string {
 	if r.State == receive.Holding {
 		s += ", " + plural(int(r.Held), "message") + " here"
 	}
+	if r.Lag != nil && *r.Lag > 0 {
+		s += ", " + plural(int(*r.Lag), "event") + " behind"
+	}
 	if r.Reason != "" {
 		s += ": " + r.Reason
 	}
@@ -35,6 +39,35 @@ func receivingWords(r receive.Status, now time.Time) string {
 		s += "; again in " + deliver.Roughly(max(0, r.Next.Sub(now)))
 	}
 	return s
+}
+
+// writePartitions tells of each partition of an event hub.
+func writePartitions(line func(string, string, ...any), r receive.Status, now time.Time) {
+	for _, p := range r.Partitions {
+		words := "read by nobody"
+		switch {
+		case p.Here:
+			words = fmt.Sprintf("%s here", p.State)
+		case p.Reader != "":
+			words = fmt.Sprintf("%s at %s", cmp.Or(p.State, receive.Connecting), p.Reader)
+		}
+		if p.Sequence != nil {
+			words += fmt.Sprintf(", stored up to event %d", *p.Sequence)
+		}
+		if p.Enqueued != nil {
+			words += fmt.Sprintf(" of %s ago", deliver.Roughly(max(0, now.Sub(*p.Enqueued))))
+		}
+		if p.Lag != nil {
+			words += fmt.Sprintf(", %d behind", *p.Lag)
+		}
+		if p.Missed > 0 {
+			words += fmt.Sprintf(", %d may be missing", p.Missed)
+		}
+		if p.Reason != "" {
+			words += ": " + p.Reason
+		}
+		line("partition "+p.Partition, "%s", words)
+	}
 }
 
 func newSourceRecover(env Env) *cobra.Command {

@@ -64,5 +64,19 @@ func (d *decoder) broker(v *value) *receive.Config {
 			Auth:         d.azureAuth(w.get("auth")),
 		}
 	}
+	if w := v.get("eventHub"); w != nil {
+		c.EventHub = &receive.EventHub{
+			Namespace:     d.text(w.get("namespace")),
+			Hub:           d.text(w.get("hub")),
+			ConsumerGroup: d.text(w.get("consumerGroup")),
+			Batch:         d.integer(w.get("batch")),
+			Auth:          d.azureAuth(w.get("auth")),
+		}
+		if start := w.get("start"); start != nil && start.kind == number {
+			c.EventHub.Start = start.text
+		} else {
+			c.EventHub.Start = d.text(start)
+		}
+	}
 	return c
 }
