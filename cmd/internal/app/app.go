@@ -320,10 +320,14 @@ func (a *App) report(what, about string, attrs map[string]any) {
 }
 
 func (a *App) health(ctx context.Context) error {
-	if b := a.reached.Load(); b != nil {
-		return b.Health(ctx)
+	b := a.reached.Load()
+	switch {
+	case b == nil:
+		return broker.ErrAway
+	case !a.up.Load():
+		return errors.New("starting")
 	}
-	return broker.ErrAway
+	return b.Health(ctx)
 }
 
 // spooled tells how many events of this process wait for the broker.

@@ -87,7 +87,11 @@ var fake = Lookup{
 // vaults gives the secrets of the vault contoso, by path, as its REST API does, and
 // knows no other vault. Package keyvault's own tests have the rest.
 func vaults(secrets map[string]string) *keyvault.Store {
-	return keyvault.NewStore(keyvault.Options{Credential: anybody{}, Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+	return keyvault.NewStore(keyvault.Options{Credential: anybody{}, Transport: contoso(secrets)})
+}
+
+func contoso(secrets map[string]string) roundTripper {
+	return func(r *http.Request) (*http.Response, error) {
 		if r.URL.Host != "contoso.vault.azure.net" {
 			return nil, &net.DNSError{Err: "no such host", Name: r.URL.Host, IsNotFound: true}
 		}
@@ -107,7 +111,7 @@ func vaults(secrets map[string]string) *keyvault.Store {
 		resp := w.Result()
 		resp.Request = r
 		return resp, nil
-	})})
+	}
 }
 
 type roundTripper func(*http.Request) (*http.Response, error)
@@ -612,7 +616,9 @@ func TestParse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tt.want, got, cmpopts.EquateComparable(secret.String{}, netip.Prefix{})); diff != "" {
+			// What these are is in TestSecretStores and TestReferences.
+			tt.want.Shutdown, tt.want.Secrets, tt.want.References = Shutdown{Grace: deliver.Duration(defaultGrace)}, Secrets{Refresh: defaultRefresh}, got.References
+			if diff := cmp.Diff(tt.want, got, cmpopts.EquateComparable(secret.String{}, netip.Prefix{}, Reference{})); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
