@@ -137,10 +137,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 
 // init makes a source's series exist from the start.
 func (m *Metrics) init(source string) {
-	for _, result := range strings.Fields("completed behind duplicate " + reasonLate + " " + reasonGone) {
+	for result := range strings.FieldsSeq("completed behind duplicate " + reasonLate + " " + reasonGone) {
 		m.events.WithLabelValues(source, result)
 	}
-	for _, result := range strings.Fields("row gone throttled") {
+	for result := range strings.FieldsSeq("row gone throttled") {
 		m.requests.WithLabelValues(source, result)
 	}
 	m.held.WithLabelValues(source)

@@ -321,19 +321,19 @@ func TestLetters(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := &source{Source: Source{Name: "s", Kind: tt.kind, Options: tt.options}, parse: parse}
-			got := ""
+			var got strings.Builder
 			for _, l := range letters(tt.kind, []byte(tt.blob)) {
 				for _, r := range l.read(s) {
 					if r.Event != nil {
-						got += r.Event.Type + " " + r.Event.ID
+						got.WriteString(r.Event.Type + " " + r.Event.ID)
 						if r.Event.Get("deadletterreason") == "" {
 							t.Errorf("attributes %+v", r.Event.Extensions)
 						}
 					}
 				}
 			}
-			if got != tt.want {
-				t.Errorf("got %q, want %q", got, tt.want)
+			if got.String() != tt.want {
+				t.Errorf("got %q, want %q", got.String(), tt.want)
 			}
 		})
 	}
