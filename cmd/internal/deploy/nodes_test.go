@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -388,4 +389,13 @@ func (c *cluster) spread(ctx context.Context, js jetstream.JetStream, stream str
 		on = append(on, c.of(r.Name))
 	}
 	return on
+}
+
+func atoi(t testing.TB, s string) int {
+	t.Helper()
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
