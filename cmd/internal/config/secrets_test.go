@@ -171,7 +171,7 @@ subscribers: { s: { subjects: [ events.> ], deliver: { webhook: { url: "${keyvau
 	defer func() { cancel(); <-ended }()
 	until := func(what string, ok func() bool) {
 		t.Helper()
-		for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) { // sleep: polling with a deadline
 			if time.Now().After(deadline) {
 				t.Fatalf("not in time: %s", what)
 			}
