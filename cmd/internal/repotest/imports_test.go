@@ -210,6 +210,11 @@ var table = []row{
 		why: "jq expressions run only inside the sandbox of schemas/jq",
 	},
 	{
+		from: []string{"./..."}, exceptFrom: []string{"./cmd/internal/image"},
+		to: []string{"oras.land/...", "github.com/opencontainers/..."}, tests: true,
+		why: "the image is made beside the program; nothing of registries is compiled into it",
+	},
+	{
 		from: []string{"./..."}, to: []string{"github.com/stretchr/..."}, tests: true,
 		why: "tests use testing and go-cmp",
 	},
