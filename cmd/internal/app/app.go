@@ -425,7 +425,7 @@ func compile(expression string) (func(*event.Event) (bool, error), error) {
 
 // serve answers on l. It returns what stops it, which it also pushes.
 func (a *App) serve(name string, l net.Listener, s *http.Server) (stop func(context.Context) error) {
-	s.ErrorLog = slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)
+	s.ErrorLog = telemetry.HTTPLog(a.log)
 	go func() {
 		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			a.failed <- fmt.Errorf("%s listener: %w", name, err)
