@@ -19,7 +19,7 @@ CYCLONEDX = github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 ACTIONLINT = github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 
 .DEFAULT_GOAL = build
-.PHONY: help build image image-push sbom container test lint fuzz torture node cds postgres clients workflows golden run bench bicep check check-full
+.PHONY: help build release image image-push sbom container test lint fuzz torture node cds postgres clients workflows golden run bench bicep check check-full
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -37,7 +37,20 @@ image-push: image ## push it to IMAGE=registry/name:tag; docker login first
 
 sbom: ## bin/gridfan.cdx.json, a CycloneDX list of what is compiled into gridfan
 	@mkdir -p bin
-	go run $(CYCLONEDX) app -json -licenses -std -packages=false -main cmd/gridfan -output bin/gridfan.cdx.json .
+	CGO_ENABLED=0 go run $(CYCLONEDX) app -json -licenses -std -packages=false -main cmd/gridfan -output bin/gridfan.cdx.json .
+
+# Windows wants its programs to end in .exe. A GOOS of the caller's would be that of
+# the tool that lists the parts, too.
+release: ## bin/release: binaries for all platforms, the list of their parts, checksums
+	rm -rf bin/release
+	@set -e; for p in linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64; do \
+		os=$${p%/*}; arch=$${p#*/}; file=bin/release/gridfan-$$os-$$arch; [ $$os != windows ] || file=$$file.exe; \
+		echo "go build $$file"; \
+		CGO_ENABLED=0 GOFLAGS= GOOS=$$os GOARCH=$$arch go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $$file ./cmd/gridfan; \
+	done
+	$(MAKE) sbom
+	cp bin/gridfan.cdx.json bin/release/
+	cd bin/release && sha256sum * >../SHA256SUMS && mv ../SHA256SUMS .
 
 # Built as the user, run as root; the mounts go with the mount namespace.
 container: export PATH := $(PATH):/usr/sbin:/sbin
