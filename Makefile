@@ -19,7 +19,7 @@ CYCLONEDX = github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 ACTIONLINT = github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 
 .DEFAULT_GOAL = build
-.PHONY: help build release image image-push sbom container test lint fuzz torture node cds postgres clients workflows golden run bench bicep check check-full
+.PHONY: help build release image image-push sbom container test lint fuzz torture node cds postgres clients workflows golden run bench bicep bicepcheck check check-full
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -152,9 +152,10 @@ postgres: ## polling against a real PostgreSQL, installed from packages where it
 		bin=$$(newest); \
 	fi; \
 	if [ ! -x "$$bin/initdb" ]; then echo "make postgres: there is no initdb in $${bin:-/usr/lib/postgresql}" >&2; exit 1; fi; \
-	go vet -tags postgres ./router/poll/sqlrows; \
-	go tool staticcheck -tags postgres -checks=all,inherit ./router/poll/sqlrows; \
-	go test -tags postgres -count=1 -v -run '$(RUN)' ./router/poll/sqlrows -pgbin "$$bin"
+	go vet -tags postgres ./router/poll/sqlrows ./cmd/internal/app; \
+	go tool staticcheck -tags postgres -checks=all,inherit ./router/poll/sqlrows ./cmd/internal/app; \
+	go test -tags postgres -count=1 -v -run '$(RUN)' ./router/poll/sqlrows -pgbin "$$bin"; \
+	go test -tags postgres -count=1 -v -run 'Postgres' ./cmd/internal/app -pgbin "$$bin"
 
 clients: node ## JavaScript clients, unmodified, against gridfan; needs node and npm
 	go vet -tags clients ./cmd/internal/clients
@@ -179,10 +180,23 @@ bicep: ## compile and lint the templates; needs the Bicep CLI
 	@command -v bicep >/dev/null || { echo "make bicep: the Bicep CLI is missing; see https://aka.ms/bicep-install" >&2; exit 1; }
 	@set -e; files=$$(find bicep -name '*.bicep' -o -name '*.bicepparam'); \
 	if [ -z "$$files" ]; then echo "make bicep: bicep/ has no templates" >&2; exit 1; fi; \
-	for f in $$files; do case $$f in \
+	for f in $$files; do \
+		echo "bicep lint $$f"; out=$$(bicep lint "$$f" 2>&1) || { echo "$$out"; exit 1; }; \
+		if echo "$$out" | grep -E ' : (Error|Warning) '; then echo "make bicep: warnings count, too" >&2; exit 1; fi; \
+		case $$f in \
 		*.bicepparam) echo "bicep build-params $$f"; bicep build-params "$$f" --stdout >/dev/null;; \
-		*) echo "bicep lint $$f"; bicep lint "$$f"; bicep build "$$f" --stdout >/dev/null;; \
+		*) echo "bicep build $$f"; bicep build "$$f" --stdout >/dev/null;; \
 	esac; done
+
+# BICEPCHECK is the folder of an offline checker of Bicep, a Go module, with the data of
+# resource types beside it, in azure-types.
+BICEPCHECK =
+bicepcheck: ## check the templates without the Bicep CLI, by the checker in BICEPCHECK
+	@if [ ! -f "$(BICEPCHECK)/go.mod" ]; then echo "make bicepcheck: BICEPCHECK=$(BICEPCHECK) is no checker" >&2; exit 1; fi
+	@set -e; files=; for f in bicep/main.bicep bicep/subscriptions.bicep bicep/*.bicepparam; do files="$$files $(CURDIR)/$$f"; done; \
+	out=$$(cd "$(BICEPCHECK)" && go run . -types ../azure-types $$files 2>&1) || { echo "$$out"; exit 1; }; \
+	if [ -n "$$out" ]; then echo "$$out"; echo "make bicepcheck: warnings count, too" >&2; exit 1; fi; \
+	echo "bicepcheck found nothing in $$(echo $$files | wc -w) files and their modules"
 
 # One after another also under -j: tests beside a lint time out on small machines.
 check: ## lint, test and build: what every change must pass

@@ -141,6 +141,8 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 	given := bus.Queue("orders", amqptest.QueueOptions{}).DeadLetters
 	given.Put(&amqp.Message{Data: [][]byte{[]byte(`{"specversion":"1.0","id":"LATE","source":"/s","type":"t"}`)}})
 	received := fmt.Sprintf("  bus: { kind: cloudevents, receive: { serviceBus: { queue: orders, auth: { connectionString: \"Endpoint=sb://%s;SharedAccessKeyName=n;SharedAccessKey=a2V5LWtleS1rZXk=;UseDevelopmentEmulator=true\" } } } }\n", bus.Addr)
+	hub := bus.Hub("events", amqptest.HubOptions{Partitions: 2})
+	received += fmt.Sprintf("  hub: { kind: cloudevents, receive: { eventHub: { hub: events, auth: { connectionString: \"Endpoint=sb://%s;SharedAccessKeyName=n;SharedAccessKey=a2V5LWtleS1rZXk=;UseDevelopmentEmulator=true\" } } } }\n", bus.Addr)
 	g := start(t, sources+e.source("crm", "")+received+"subscribers:\n"+subscriber("file", in.url+"/file", ""))
 	d := newDescribed(t, "http://"+g.app.AdminAddr())
 	get := func(path string) map[string]any { t.Helper(); _, a := d.call("GET", path, "", 200, ""); return a }
@@ -246,6 +248,25 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 	in.wantOnce(t, "file", []string{"LATE"})
 	d.call("POST", "/api/v1/sources/bus/recover?dryRun=perhaps", "", 400, "bad-selection")
 	d.call("POST", "/api/v1/sources/fo/recover", "", 404, "no-such-source")
+	hub.Put(1, &amqp.Message{Data: [][]byte{[]byte(`{"specversion":"1.0","id":"HUB","source":"/s","type":"t"}`)}})
+	in.wantOnce(t, "file", []string{"HUB"})
+	waitFor(t, "it is known how far the hub is", func() bool {
+		s, err := g.admin.Source(t.Context(), "hub")
+		return err == nil && s.Receive != nil && len(s.Receive.Partitions) == 2 && s.Receive.Partitions[1].Sequence != nil && s.Receive.Lag != nil
+	})
+	get("/api/v1/sources/hub")
+	post("/api/v1/sources/hub/rewind", `{"to":"beginning"}`)
+	post("/api/v1/sources/hub/rewind", `{"partition":"1","sequence":0}`)
+	waitFor(t, "it is read again", func() bool {
+		s, err := g.admin.Source(t.Context(), "hub")
+		return err == nil && s.Receive.Duplicate > 0
+	})
+	d.call("POST", "/api/v1/sources/hub/rewind", `{"sequence":0}`, 400, "bad-parameter")
+	d.call("POST", "/api/v1/sources/hub/rewind", `{"to":"beginning","partition":"0","sequence":0}`, 400, "bad-parameter")
+	d.call("POST", "/api/v1/sources/hub/rewind", `{"to":"beginning","partition":"7"}`, 409, "no-such-partition")
+	d.call("POST", "/api/v1/sources/bus/rewind", `{"to":"beginning"}`, 409, "cannot-rewind")
+	d.call("POST", "/api/v1/sources/fo/rewind", `{"to":"beginning"}`, 409, "not-polled")
+	d.call("POST", "/api/v1/sources/nobody/rewind", `{"to":"beginning"}`, 404, "no-such-source")
 	d.call("GET", "/api/v1/sources/nobody", "", 404, "no-such-source")
 	d.call("POST", "/api/v1/sources/nobody/poll-now", "", 404, "no-such-source")
 	d.call("POST", "/api/v1/sources/fo/poll-now", "", 409, "not-polled")

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/spf13/cobra"
@@ -17,30 +18,44 @@ import (
 	"github.com/gridfan/gridfan/cmd/internal/app"
 	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/infra/telemetry"
+	"github.com/gridfan/gridfan/subscribers/deliver"
 )
 
 func newServe(env Env) *cobra.Command {
-	var file, data, format, level string
+	var file, data, format, level, role string
+	var grace time.Duration
 	c := &cobra.Command{
 		Use:   "serve -c FILE",
 		Short: "Run the router and its subscribers",
 		Long: `serve runs everything that the configuration file declares, until SIGTERM or
 Ctrl-C: it then refuses new events (senders repeat them), lets deliveries under
-way end, and exits with 0. What was accepted is delivered by the next start.
+way end, and exits with 0, all within shutdown.grace. What was accepted is
+delivered by the next start.
 
 When the file changes, its subscribers and endpoints are taken over within seconds;
 SIGHUP does so at once. A file with mistakes changes nothing, and the log says where
-they are. Other sections are read at the next start.`,
-		Example: "  gridfan serve -c gridfan.yaml --data /var/lib/gridfan",
+they are. Other sections are read at the next start.
+
+Around an external broker the work can be split: --role router takes events in, and
+--role subscribers delivers them. Both take the same file.`,
+		Example: "  gridfan serve -c gridfan.yaml --data /var/lib/gridfan\n  gridfan serve -c gridfan.yaml --role router --grace 55s",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := telemetry.NewLogger(env.Err, format, level)
 			if err != nil {
 				return err
 			}
+			part, err := app.ParseRole(role)
+			if err != nil {
+				return fmt.Errorf("--role: %w", err)
+			}
+			at := &grace
+			if !cmd.Flags().Changed("grace") {
+				at = nil
+			}
 			// Libraries that log by themselves do so in our log's form.
 			slog.SetDefault(log)
-			err = serve(cmd.Context(), file, data, env.Version, log)
+			err = serve(cmd.Context(), file, data, part, at, env.Version, log)
 			if err != nil && strings.EqualFold(format, "json") {
 				return &logged{logError(log, err)}
 			}
@@ -50,19 +65,31 @@ they are. Other sections are read at the next start.`,
 	c.Flags().StringVarP(&file, "config", "c", "", "the configuration file")
 	_ = c.MarkFlagRequired("config") // it fails only for an unknown flag
 	c.Flags().StringVar(&data, "data", "", "where the embedded broker stores events; overrides broker.embedded.dir")
+	c.Flags().StringVar(&role, "role", string(app.All), "what this process does: all, router or subscribers")
+	c.Flags().DurationVar(&grace, "grace", 0, "how long stopping may take; overrides shutdown.grace (default 25s)")
 	c.Flags().StringVar(&format, "log-format", "text", "text or json")
 	c.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return c
 }
 
-// serve runs gridfan until ctx ends.
-func serve(ctx context.Context, file, data, version string, log *slog.Logger) error {
+// serve runs gridfan until ctx ends. data and grace stand for what the file says of
+// them, unless they are empty and nil.
+func serve(ctx context.Context, file, data string, role app.Role, grace *time.Duration, version string, log *slog.Logger) error {
 	cfg, err := config.Load(file)
 	if err != nil {
 		return err
 	}
+	if err := role.Fits(cfg); err != nil {
+		return err
+	}
+	if grace != nil {
+		cfg.Shutdown.Grace = deliver.Duration(*grace)
+		if err := cfg.Shutdown.Validate(); err != nil {
+			return fmt.Errorf("--grace: %w", err)
+		}
+	}
 	options := app.Options{
-		Version: version, Log: log,
+		Version: version, Log: log, Role: role,
 		File: file, Load: func() (*config.Config, error) { return config.Load(file) }, Sections: cfg.Sections(),
 	}
 	if data != "" {
@@ -130,16 +157,24 @@ func logError(log *slog.Logger, err error) error {
 
 func newConfig(env Env) *cobra.Command {
 	var file string
+	var offline bool
 	check := &cobra.Command{
 		Use:     "check -c FILE",
 		Short:   "Say what is wrong in a configuration file",
-		Long:    "check reads a configuration file as serve does, references included, and reports\neverything that is wrong in it, each with file, line and column. It exits with 2\nif there is anything.",
-		Example: "  gridfan config check -c gridfan.yaml",
+		Long:    "check reads a configuration file as serve does, references included, and reports\neverything that is wrong in it, each with file, line and column. It exits with 2\nif there is anything.\n\n--offline asks no key vault: what ${keyvault:…} stands for is then not looked at.",
+		Example: "  gridfan config check -c gridfan.yaml\n  gridfan config check -c gridfan.yaml --offline",
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			cfg, err := config.Load(file)
+			load := config.Load
+			if offline {
+				load = config.LoadOffline
+			}
+			cfg, err := load(file)
 			if err != nil {
 				return err
+			}
+			if cfg.Unread > 0 {
+				fmt.Fprintf(env.Err, "%s to Key Vault not looked at\n", plural(cfg.Unread, "reference"))
 			}
 			for _, w := range cfg.Warnings {
 				fmt.Fprintln(env.Err, "warning:", w)
@@ -151,5 +186,6 @@ func newConfig(env Env) *cobra.Command {
 	}
 	check.Flags().StringVarP(&file, "config", "c", "", "the configuration file")
 	_ = check.MarkFlagRequired("config") // it fails only for an unknown flag
+	check.Flags().BoolVar(&offline, "offline", false, "do not ask key vaults")
 	return group(&cobra.Command{Use: "config", Short: "Check, compare and apply a configuration file"}, check, newConfigDiff(env), newConfigApply(env))
 }
