@@ -93,8 +93,8 @@ func answers(url string) error {
 // cmdJSON looks whether every line of stdout, stderr or a file is a log record in
 // JSON, and whether there is one.
 func cmdJSON(ts *testscript.TestScript, _ bool, args []string) {
-	lines := strings.Split(strings.TrimSuffix(ts.ReadFile(args[0]), "\n"), "\n")
-	for _, line := range lines {
+	lines := strings.SplitSeq(strings.TrimSuffix(ts.ReadFile(args[0]), "\n"), "\n")
+	for line := range lines {
 		var r struct {
 			Time       time.Time
 			Level, Msg string
