@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -54,6 +55,7 @@ func TestScripts(t *testing.T) {
 			"changes":  cmdChanges,
 			"purge":    cmdPurge,
 			"post":     cmdPost,
+			"json":     cmdJSON,
 			"dead": func(ts *testscript.TestScript, not bool, args []string) {
 				cmdDead(ts, not, args, dead, queue)
 			},
@@ -86,6 +88,25 @@ func answers(url string) error {
 		return fmt.Errorf("%s answers %d", url, resp.StatusCode)
 	}
 	return nil
+}
+
+// cmdJSON looks whether every line of stdout, stderr or a file is a log record in
+// JSON, and whether there is one.
+func cmdJSON(ts *testscript.TestScript, _ bool, args []string) {
+	lines := strings.SplitSeq(strings.TrimSuffix(ts.ReadFile(args[0]), "\n"), "\n")
+	for line := range lines {
+		var r struct {
+			Time       time.Time
+			Level, Msg string
+		}
+		ts.Logf("%s", line)
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			ts.Fatalf("%q: %v", line, err)
+		}
+		if r.Time.IsZero() || r.Level == "" || r.Msg == "" {
+			ts.Fatalf("no time, level or msg in %s", line)
+		}
+	}
 }
 
 // cmdExpect runs a command of gridfan until it prints what a pattern matches.

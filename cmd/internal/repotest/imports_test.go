@@ -214,6 +214,11 @@ var table = []row{
 		why: "jq expressions run only inside the sandbox of schemas/jq",
 	},
 	{
+		from: []string{"./..."}, exceptFrom: []string{"./cmd/internal/image"},
+		to: []string{"oras.land/...", "github.com/opencontainers/..."}, tests: true,
+		why: "the image is made beside the program; nothing of registries is compiled into it",
+	},
+	{
 		from: []string{"./bicep"},
 		to:   []string{"./...", "github.com/nats-io/..."}, exceptTo: []string{"./infra/broker/brokertest"}, tests: true,
 		why: "templates are no part of the program: their tests run the built one, as Azure does, and a certificate is all they need of a broker",
