@@ -292,7 +292,7 @@ func TestNoIdentity(t *testing.T) {
 	identity(t)
 	t.Setenv("IDENTITY_HEADER", "wrong")
 	t.Setenv("AZURE_CLIENT_ID", "99999999-2222-3333-4444-555555555555") // the SDK keeps the tokens of the other
-	t.Setenv("PATH", t.TempDir()) // nobody is signed in by a tool
+	t.Setenv("PATH", t.TempDir())                                       // nobody is signed in by a tool
 	_, err := get(t, NewStore(Options{Transport: v.transport()}).Read(Config{}), "contoso/a")
 	if err == nil || !strings.Contains(err.Error(), "AZURE_CLIENT_ID") || !strings.Contains(err.Error(), "--offline") {
 		t.Errorf("got %v", err)
