@@ -26,8 +26,12 @@ type Source struct {
 	// Body is the largest body in bytes. 0 means 4 MiB.
 	Body int64
 
-	// From is what it is received from.
+	// From is what it is received from; nil: it is not, and only its dead letters are
+	// read here.
 	From *Config
+	// DeadLetters are where what could not be delivered is; nil: where From keeps
+	// them.
+	DeadLetters *DeadLetters
 }
 
 // Config is one broker to receive from; exactly one field is set.
@@ -121,6 +125,9 @@ func (s *Source) Validate(path string) error {
 	}
 	if s.From != nil {
 		errs = append(errs, s.From.validate(path+".receive"))
+	}
+	if s.DeadLetters != nil {
+		errs = append(errs, s.DeadLetters.validate(path+".deadLetters"))
 	}
 	return errors.Join(errs...)
 }
@@ -337,6 +344,11 @@ func (s Source) Redacted() Source {
 			c.Auth, from.EventHub = c.Auth.Redacted(), &c
 		}
 		s.From = &from
+	}
+	if d := s.DeadLetters; d != nil && d.Blob != nil {
+		c := *d.Blob
+		c.Auth = c.Auth.Redacted()
+		s.DeadLetters = &DeadLetters{Blob: &c}
 	}
 	return s
 }

@@ -24,6 +24,8 @@ func TestMetricsTable(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	m := NewMetrics(reg)
 	m.init("s")
+	m.initBlobs("s")
+	m.blobRound("s", true)
 	m.faults.WithLabelValues("s", string(Storage))
 	m.waited.WithLabelValues("s")
 	m.reads.WithLabelValues("s")

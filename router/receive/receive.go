@@ -77,7 +77,9 @@ type source struct {
 	status *board
 	// transport is that of a source over HTTP, nil for others.
 	transport *transport
-	close     []func()
+	// blobs are its dead letters; nil: there are none but its broker's.
+	blobs *blobs
+	close []func()
 
 	// least and most bound the waits between attempts, renew those between renewals
 	// of a lock; tests are in a hurry.
@@ -105,6 +107,12 @@ func New(sources []Source, parts Parts) (*Receivers, error) {
 
 // equip finds out what the source is received from.
 func (s *source) equip() error {
+	if d := s.DeadLetters; d != nil {
+		var err error
+		if s.blobs, err = s.newBlobs(*d.Blob); err != nil {
+			return err
+		}
+	}
 	switch from := s.From; {
 	case from == nil:
 	case from.ServiceBus != nil:
@@ -124,6 +132,9 @@ func (r *Receivers) Start() {
 	for _, s := range r.sources {
 		if s.hub != nil {
 			r.workers.Go(func() { s.hub.run(ctx) })
+		}
+		if b := s.blobs; b != nil && b.cfg.Every != Never {
+			r.workers.Go(func() { b.sweep(ctx) })
 		}
 		if s.open == nil {
 			continue

@@ -56,12 +56,14 @@ type Status struct {
 	Held         int64 `json:"held"`
 
 	// Received are the elements in them; received = published + duplicate +
-	// quarantined + control.
+	// quarantined + control + completing.
 	Received    int64 `json:"received"`
 	Published   int64 `json:"published"`
 	Duplicate   int64 `json:"duplicate"`
 	Quarantined int64 `json:"quarantined"`
 	Control     int64 `json:"control"`
+	// Completing were kept until they are completed, or behind such a one.
+	Completing int64 `json:"completing,omitempty"`
 	// LastEvent is when one was last published.
 	LastEvent *time.Time `json:"lastEvent,omitempty"`
 
@@ -280,6 +282,8 @@ func (b *board) element(st publish.Status, accepted time.Time) {
 		b.s.Quarantined++
 	case publish.Control:
 		b.s.Control++
+	case publish.Completing:
+		b.s.Completing++
 	}
 	b.metrics.events.WithLabelValues(b.s.Source, "received").Inc()
 	b.metrics.events.WithLabelValues(b.s.Source, string(st)).Inc()
@@ -309,6 +313,29 @@ func (r *Receivers) Status() []Status {
 	return list
 }
 
+// DeadLetters tells how reading containers of dead letters back goes, in the order of
+// New.
+func (r *Receivers) DeadLetters() []DeadLetterStatus {
+	list := []DeadLetterStatus{}
+	for _, name := range r.names {
+		if b := r.sources[name].blobs; b != nil {
+			b.mu.Lock()
+			list = append(list, b.status)
+			b.mu.Unlock()
+		}
+	}
+	return list
+}
+
+// Counts tells what became of the elements of a source, whether they were received or
+// read back. Only its counts have a meaning where it is not received.
+func (r *Receivers) Counts(name string) Status {
+	if s := r.sources[name]; s != nil {
+		return s.status.status()
+	}
+	return Status{}
+}
+
 // Metrics are those of receiving; docs/metrics.md describes them.
 type Metrics struct {
 	messages *prometheus.CounterVec
@@ -323,6 +350,10 @@ type Metrics struct {
 	lag    *prometheus.GaugeVec
 	behind *prometheus.GaugeVec
 	missed *prometheus.CounterVec
+
+	// Of containers of dead letters.
+	blobs  *prometheus.CounterVec
+	rounds *prometheus.GaugeVec
 }
 
 // NewMetrics registers the metrics.
@@ -332,7 +363,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "gridfan_receive_messages_total", Help: "Messages received from brokers by what became of them there: settled, dead-lettered, returned, lost.",
 		}, []string{"source", "result"}),
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gridfan_receive_events_total", Help: "Elements of received messages by result: received = published + duplicate + quarantined + control.",
+			Name: "gridfan_receive_events_total", Help: "Elements of received messages by result: received = published + duplicate + quarantined + control + completing.",
 		}, []string{"source", "result"}),
 		faults: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gridfan_receive_faults_total", Help: "Failures to receive, and to store what was received, by kind.",
@@ -360,8 +391,31 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "gridfan_receive_missed_events_total", Help: "Events that may have been in an event hub and were gone before they could be read.",
 		}, []string{"source"}),
 	}
-	reg.MustRegister(m.messages, m.events, m.faults, m.held, m.up, m.waited, m.reads, m.lag, m.behind, m.missed)
+	m.blobs = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gridfan_receive_blobs_total", Help: "Blobs of dead letters by what became of them: recovered, or left because they are too large.",
+	}, []string{"source", "result"})
+	m.rounds = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "gridfan_receive_blobs_up", Help: "1 while this router can read the source's container of dead letters, 0 while it cannot; not there while another one does.",
+	}, []string{"source"})
+	reg.MustRegister(m.messages, m.events, m.faults, m.held, m.up, m.waited, m.reads, m.lag, m.behind, m.missed, m.blobs, m.rounds)
 	return m
+}
+
+// initBlobs makes those of a container of dead letters exist from the start.
+func (m *Metrics) initBlobs(source string) {
+	for _, result := range []string{"recovered", "left"} {
+		m.blobs.WithLabelValues(source, result)
+	}
+}
+
+func (m *Metrics) blob(source, result string) { m.blobs.WithLabelValues(source, result).Inc() }
+
+func (m *Metrics) blobRound(source string, ok bool) {
+	up := 0.0
+	if ok {
+		up = 1
+	}
+	m.rounds.WithLabelValues(source).Set(up)
 }
 
 // init makes a source's series exist from the start.
@@ -369,7 +423,7 @@ func (m *Metrics) init(source string) {
 	for _, result := range []string{"settled", "dead-lettered", "returned", "lost"} {
 		m.messages.WithLabelValues(source, result)
 	}
-	for _, result := range []string{"received", "published", "duplicate", "quarantined", "control"} {
+	for _, result := range []string{"received", "published", "duplicate", "quarantined", "control", "completing"} {
 		m.events.WithLabelValues(source, result)
 	}
 	m.held.WithLabelValues(source)

@@ -16,6 +16,7 @@ import (
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/router/complete"
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
@@ -100,6 +101,9 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 		"PartitionStatus":     receive.PartitionStatus{},
 		"ReceiveStatus":       receive.Status{},
 		"Recovery":            receive.Recovery{},
+		"DeadLetterStatus":    receive.DeadLetterStatus{},
+		"CompleteStatus":      complete.Status{},
+		"TracedHeld":          trace.Held{},
 		"Subscriber":          Subscriber{},
 		"Replica":             Replica{},
 		"Definition":          registry.Definition{},

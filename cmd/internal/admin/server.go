@@ -20,6 +20,7 @@ import (
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/router/complete"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/publish"
@@ -44,10 +45,11 @@ type Parts struct {
 	Pushed      []ingress.Source
 	Polled      []config.Polled
 	Received    []receive.Source
-	Ingress     *ingress.Ingress   // nil where no events are taken in
-	Poller      *poll.Poller       // the same
-	Receivers   *receive.Receivers // the same
-	Publisher   *publish.Publisher // the same
+	Ingress     *ingress.Ingress    // nil where no events are taken in
+	Poller      *poll.Poller        // the same
+	Completer   *complete.Completer // the same
+	Receivers   *receive.Receivers  // the same
+	Publisher   *publish.Publisher  // the same
 	Quarantine  *quarantine.Store
 	Registry    *registry.Registry
 	Fleet       *registry.Fleet

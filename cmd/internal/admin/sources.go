@@ -12,6 +12,7 @@ import (
 
 	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/router/complete"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/receive"
@@ -26,6 +27,11 @@ type SourceStatus struct {
 	Poll *poll.Status `json:"poll,omitempty"`
 	// Receive is how it is received from a broker; nil for a source that is not.
 	Receive *receive.Status `json:"receive,omitempty"`
+	// DeadLetters is how those are read back that Event Grid could not deliver; nil for
+	// a source that names no container of them.
+	DeadLetters *receive.DeadLetterStatus `json:"deadLetters,omitempty"`
+	// Complete is how its events are completed; nil for a source whose are not.
+	Complete *complete.Status `json:"complete,omitempty"`
 }
 
 // Source is one source in full.
@@ -100,7 +106,7 @@ func (s *server) withSources(ctx context.Context, held map[string]uint64) []Sour
 		for _, src := range s.Ingress.Status() {
 			list = append(list, SourceStatus{SourceStatus: src})
 		}
-		list = withReceived(list, s.Received, s.Receivers.Status())
+		list = withReceived(list, s.Received, s.Receivers)
 	}
 	polled := map[string]*poll.Status{}
 	if len(s.Polled) > 0 && s.Poller != nil {
@@ -124,7 +130,17 @@ func (s *server) withSources(ctx context.Context, held map[string]uint64) []Sour
 			list[i].Poll = &poll.Status{Source: p.Name, State: poll.Starting, Says: says}
 		}
 	}
+	var completing map[string]complete.Status
+	if s.Completer != nil {
+		var err error
+		if completing, err = s.Completer.Status(ctx); err != nil {
+			s.Log.Debug("how completing goes is not known", "error", err)
+		}
+	}
 	for i := range list {
+		if st, ok := completing[list[i].Name]; ok {
+			list[i].Complete = &st
+		}
 		list[i].InQuarantine = int(held[broker.Quarantine(list[i].Name)])
 	}
 	slices.SortFunc(list, func(a, b SourceStatus) int { return strings.Compare(a.Name, b.Name) })

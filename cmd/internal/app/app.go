@@ -158,7 +158,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	listening, stopListening := context.WithCancel(context.Background())
 	a.openAPI(admin.NewHandler(admin.Parts{
 		Version: a.opts.Version, Role: string(a.role), Started: started, Broker: a.broker, Health: a.probes(),
-		Pushed: cfg.Sources, Ingress: in.ingress, Poller: in.poller, Polled: cfg.Polled, Received: cfg.Received, Receivers: in.inboxes, Publisher: in.publisher, Quarantine: in.quarantine,
+		Pushed: cfg.Sources, Ingress: in.ingress, Poller: in.poller, Completer: in.completer, Polled: cfg.Polled, Received: cfg.Received, Receivers: in.inboxes, Publisher: in.publisher, Quarantine: in.quarantine,
 		Registry: subscribers, Fleet: fleet, Egress: a.rules, Config: live, DeadLetters: out.dead, Books: out.books, Gatherer: metrics, Log: a.log, Stopping: listening,
 	}, cfg.Listen.AdminToken), stopListening)
 	a.up.Store(true)

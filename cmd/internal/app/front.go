@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"sync"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
 	"github.com/gridfan/gridfan/cmd/internal/config"
+	"github.com/gridfan/gridfan/infra/telemetry"
 	"github.com/gridfan/gridfan/router/auth"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/subscribers/pull"
@@ -222,7 +222,7 @@ func (s *swap) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*s.now.Load(
 // serve answers on l. Its listener is closed last of all, and nothing may be under way
 // by then.
 func (a *App) serve(name string, l net.Listener, s *http.Server) {
-	s.ErrorLog = slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)
+	s.ErrorLog = telemetry.HTTPLog(a.log)
 	go func() {
 		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			a.failed <- fmt.Errorf("%s listener: %w", name, err)

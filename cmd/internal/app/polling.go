@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"slices"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/poll"
@@ -24,18 +22,17 @@ import (
 )
 
 // startPolling begins to ask the sources that are polled.
-func (a *App) startPolling(ctx context.Context, sources []config.Polled, pub *publish.Publisher, metrics prometheus.Registerer) (*poll.Poller, error) {
+func (a *App) startPolling(ctx context.Context, sources []config.Polled, poller *poll.Poller) error {
 	list, err := a.polled(sources)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	poller := poll.New(poll.Parts{Broker: a.broker, Publish: marked(pub), Metrics: poll.NewMetrics(metrics), Log: a.log})
 	if err := poller.Start(ctx); err != nil {
-		return nil, fmt.Errorf("polling: %w", err)
+		return fmt.Errorf("polling: %w", err)
 	}
 	a.onStop("pollers", func(ctx context.Context) error { poller.Stop(ctx); return nil })
 	poller.Apply(list)
-	return poller, nil
+	return nil
 }
 
 // polled makes of the configuration what the Poller is to poll.
@@ -92,10 +89,10 @@ const (
 )
 
 // marked publishes what was polled, so that it is known as such in quarantine.
-func marked(p *publish.Publisher) func(context.Context, publish.Origin, []event.Result) ([]publish.Status, error) {
+func marked(pub ingress.Publish) ingress.Publish {
 	return func(ctx context.Context, o publish.Origin, results []event.Result) ([]publish.Status, error) {
 		o.Header = map[string]string{viaHeader: viaPoll}
-		return p.Publish(ctx, o, results)
+		return pub(ctx, o, results)
 	}
 }
 

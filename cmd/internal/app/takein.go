@@ -9,11 +9,13 @@ import (
 
 	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/router/complete"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
 	"github.com/gridfan/gridfan/router/receive"
+	"github.com/gridfan/gridfan/schemas/event"
 )
 
 // takeIn is how events come in. In a process that takes none in there is only the
@@ -24,6 +26,7 @@ type takeIn struct {
 	publisher  *publish.Publisher
 	inboxes    *receive.Receivers
 	poller     *poll.Poller
+	completer  *complete.Completer
 	quarantine *quarantine.Store
 }
 
@@ -72,17 +75,26 @@ func (a *App) openTakeIn(ctx context.Context, cfg *config.Config, t *takeIn, met
 	a.onStop("publisher", func(context.Context) error { return t.publisher.Close() })
 	a.publisher.Store(t.publisher)
 	metrics.MustRegister(t.publisher.Metrics())
-	if t.inboxes, err = a.receivers(cfg, t.publisher, metrics); err != nil {
+	// Whoever takes events in gives them to the completer. It asks sources within the
+	// budgets of the poller, which gives it what was polled.
+	t.poller = poll.New(poll.Parts{Broker: a.broker, Publish: marked(func(ctx context.Context, o publish.Origin, results []event.Result) ([]publish.Status, error) {
+		return t.completer.Publish(ctx, o, results)
+	}), Metrics: poll.NewMetrics(metrics), Log: a.log})
+	if t.completer, err = a.completer(ctx, cfg, t.publisher, t.poller, t.tally, metrics); err != nil {
+		return err
+	}
+	if t.inboxes, err = a.receivers(cfg, t.completer, metrics); err != nil {
 		return err
 	}
 	t.quarantine, err = quarantine.Open(ctx, a.broker, t.publisher, reparse(t.ingress, cfg.Polled, t.inboxes), quarantine.NewMetrics(metrics, names(cfg)...))
 	if err != nil {
 		return err
 	}
-	if t.poller, err = a.startPolling(ctx, cfg.Polled, t.publisher, metrics); err != nil {
+	if err := a.startPolling(ctx, cfg.Polled, t.poller); err != nil {
 		return err
 	}
-	t.ingress.Publish(t.publisher)
+	t.completer.Start()
+	t.ingress.Publish(t.completer.Publish)
 	return nil
 }
 

@@ -73,10 +73,12 @@ func writePartitions(line func(string, string, ...any), r receive.Status, now ti
 func newSourceRecover(env Env) *cobra.Command {
 	var dryRun, asJSON bool
 	c := &cobra.Command{
-		Use: "recover NAME", Short: "Read back what a source's queue has given up on",
+		Use: "recover NAME", Short: "Read back what a source's broker has given up on",
 		Long: `recover publishes the messages in the dead-letter queue of a Service Bus queue or
-subscription, with the extension late. Each is taken out there once it is stored here, so
-it can be stopped, and called again, at any time. What was published before is recognised.`,
+subscription, and the events in the container of blobs into which Event Grid puts what it
+could not deliver (deadLetters.blob), with the extension late. Each is taken out there once
+it is stored here, so it can be stopped, and called again, at any time. What was published
+before is recognised.`,
 		Example: "  gridfan sources recover crm --dry-run\n  gridfan sources recover crm",
 		Args:    exactly("NAME"),
 	}
@@ -116,8 +118,16 @@ func writeRecovery(w io.Writer, r *receive.Recovery) error {
 	if r.More {
 		more = ", and perhaps there are more"
 	}
-	_, err := fmt.Fprintf(w, "%s in %s%s: %d %s, %d published before, %d not understood, %d too large\n",
-		plural(r.Messages, "message"), r.From, more, r.Published, verb, r.Duplicate, r.Quarantined, r.TooLarge)
+	what := plural(r.Messages, "message")
+	if r.Blobs > 0 {
+		what = plural(r.Messages, "event") + " of " + plural(r.Blobs, "blob")
+	}
+	completing := ""
+	if r.Completing > 0 {
+		completing = fmt.Sprintf(", %d to be completed first", r.Completing)
+	}
+	_, err := fmt.Fprintf(w, "%s in %s%s: %d %s%s, %d published before, %d not understood, %d too large\n",
+		what, r.From, more, r.Published, verb, completing, r.Duplicate, r.Quarantined, r.TooLarge)
 	counts := map[string]string{}
 	for why, n := range r.Reasons {
 		counts[why] = fmt.Sprint(n)

@@ -1,12 +1,18 @@
 package cli
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"log/slog"
+	"math"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/spf13/cobra"
 
 	"github.com/gridfan/gridfan/cmd/internal/app"
@@ -43,45 +49,17 @@ Around an external broker the work can be split: --role router takes events in, 
 			if err != nil {
 				return fmt.Errorf("--role: %w", err)
 			}
-			cfg, err := config.Load(file)
-			if err != nil {
-				return err
+			at := &grace
+			if !cmd.Flags().Changed("grace") {
+				at = nil
 			}
-			if err := part.Fits(cfg); err != nil {
-				return err
+			// Libraries that log by themselves do so in our log's form.
+			slog.SetDefault(log)
+			err = serve(cmd.Context(), file, data, part, at, env.Version, log)
+			if err != nil && strings.EqualFold(format, "json") {
+				return &logged{logError(log, err)}
 			}
-			if cmd.Flags().Changed("grace") {
-				cfg.Shutdown.Grace = deliver.Duration(grace)
-				if err := cfg.Shutdown.Validate(); err != nil {
-					return fmt.Errorf("--grace: %w", err)
-				}
-			}
-			options := app.Options{
-				Version: env.Version, Log: log, Role: part,
-				File: file, Load: func() (*config.Config, error) { return config.Load(file) }, Sections: cfg.Sections(),
-			}
-			if data != "" {
-				if cfg.Broker.URL != "" {
-					return fmt.Errorf("--data: the configuration names an external broker (broker.url), which keeps the data")
-				}
-				cfg.Broker.Dir = data
-			}
-			reload := make(chan os.Signal, 1)
-			signal.Notify(reload, syscall.SIGHUP)
-			defer signal.Stop(reload)
-			options.Reload = reload
-			a, err := app.New(cmd.Context(), cfg, options)
-			if err != nil {
-				return failed(err)
-			}
-			err = a.Wait(cmd.Context())
-			if err == nil {
-				log.Info("stopping: new events are refused, deliveries under way may end")
-			}
-			if stopErr := a.Stop(); err == nil {
-				err = stopErr
-			}
-			return failed(err)
+			return err
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "the configuration file")
@@ -92,6 +70,89 @@ Around an external broker the work can be split: --role router takes events in, 
 	c.Flags().StringVar(&format, "log-format", "text", "text or json")
 	c.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return c
+}
+
+// serve runs gridfan until ctx ends. data and grace stand for what the file says of
+// them, unless they are empty and nil.
+func serve(ctx context.Context, file, data string, role app.Role, grace *time.Duration, version string, log *slog.Logger) error {
+	cfg, err := config.Load(file)
+	if err != nil {
+		return err
+	}
+	if err := role.Fits(cfg); err != nil {
+		return err
+	}
+	if grace != nil {
+		cfg.Shutdown.Grace = deliver.Duration(*grace)
+		if err := cfg.Shutdown.Validate(); err != nil {
+			return fmt.Errorf("--grace: %w", err)
+		}
+	}
+	options := app.Options{
+		Version: version, Log: log, Role: role,
+		File: file, Load: func() (*config.Config, error) { return config.Load(file) }, Sections: cfg.Sections(),
+	}
+	if data != "" {
+		if cfg.Broker.URL != "" {
+			return fmt.Errorf("--data: the configuration names an external broker (broker.url), which keeps the data")
+		}
+		cfg.Broker.Dir = data
+	}
+	limitMemory(log)
+	switch {
+	case cfg.Broker.URL == "":
+		telemetry.KeepCrashes(cfg.Broker.Dir, log)
+	case cfg.Spool != nil:
+		telemetry.KeepCrashes(cfg.Spool.Dir, log)
+	}
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
+	defer signal.Stop(reload)
+	options.Reload = reload
+	a, err := app.New(ctx, cfg, options)
+	if err != nil {
+		return failed(err)
+	}
+	err = a.Wait(ctx)
+	if err == nil {
+		log.Info("stopping: new events are refused, deliveries under way may end")
+	}
+	if stopErr := a.Stop(); err == nil {
+		err = stopErr
+	}
+	return failed(err)
+}
+
+// memoryShare is how much of a container's memory Go may fill before it collects
+// garbage whatever that costs. The rest is for what it does not count: the kernel's
+// buffers of connections, and files that are being written.
+const memoryShare = 0.9
+
+// limitMemory has Go keep to the memory limit of the container, of which it knows
+// nothing by itself (of the limit on processors it does, since Go 1.25): a burst then
+// costs time and not the process. GOMEMLIMIT, and AUTOMEMLIMIT=off, have precedence.
+func limitMemory(log *slog.Logger) {
+	limit, err := memlimit.Set(memlimit.WithRatio(memoryShare))
+	switch {
+	case err != nil: // no Linux, or no control groups
+		log.Debug("no memory limit is known", "reason", err)
+	case limit < math.MaxInt64:
+		log.Info("Go collects garbage sooner near the memory limit", "limit_bytes", limit)
+	}
+}
+
+// logError writes why serve ends to its log, for who reads nothing but JSON: each
+// mistake of a configuration file as a line of its own.
+func logError(log *slog.Logger, err error) error {
+	var bad config.Errors
+	if errors.As(err, &bad) {
+		for _, p := range bad {
+			log.Error("mistake in the configuration", "file", p.File, "line", p.Line, "column", p.Column, "path", p.Path, "error", p.Message)
+		}
+		return err
+	}
+	log.Error("gridfan ends", "error", err)
+	return err
 }
 
 func newConfig(env Env) *cobra.Command {

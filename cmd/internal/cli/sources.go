@@ -13,7 +13,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
+	"github.com/gridfan/gridfan/router/complete"
 	"github.com/gridfan/gridfan/router/poll"
+	"github.com/gridfan/gridfan/router/receive"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
 
@@ -188,6 +190,12 @@ func writeSource(out io.Writer, s *admin.Source, now time.Time) error {
 		line("messages", "%d received, %d settled, %d to come again, %d dead-lettered, %d here", r.Messages, r.Settled, r.Lost, r.DeadLettered, r.Held)
 		writePartitions(line, *r, now)
 	}
+	if d := s.DeadLetters; d != nil {
+		line("dead letters", "%s: %s", d.From, deadLetterWords(*d, now))
+	}
+	if c := s.Complete; c != nil {
+		line("completing", "%s", completingWords(*c, now))
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
@@ -196,6 +204,43 @@ func writeSource(out io.Writer, s *admin.Source, now time.Time) error {
 		return err
 	}
 	return nil
+}
+
+// deadLetterWords tells how a container of dead letters is read back.
+func deadLetterWords(d receive.DeadLetterStatus, now time.Time) string {
+	var s string
+	switch {
+	case d.Reason != "":
+		return fmt.Sprintf("cannot be read for %s: %s", deliver.Roughly(now.Sub(*d.Since)), d.Reason)
+	case d.Every == 0:
+		s = "read when somebody says so"
+	case !d.Reads:
+		s = "read by another gridfan"
+	case d.Last == nil:
+		s = "about to be read"
+	default:
+		s = fmt.Sprintf("read %s ago, every %s", deliver.Roughly(now.Sub(*d.Last)), deliver.Roughly(time.Duration(d.Every*float64(time.Second))))
+	}
+	s += "; " + plural(int(d.Blobs), "blob") + " recovered"
+	if d.Left > 0 {
+		s += fmt.Sprintf(", %d too large", d.Left)
+	}
+	return s
+}
+
+// completingWords tells how events are completed that the source has cut short.
+func completingWords(c complete.Status, now time.Time) string {
+	s := fmt.Sprintf("%s kept, each for at most %s", plural(int(c.Held), "event"), deliver.Roughly(time.Duration(c.Within*float64(time.Second))))
+	if c.Held == 0 {
+		s = "none to be completed"
+	}
+	if c.Kind != "" {
+		s += fmt.Sprintf("; rows cannot be read for %s: %s", deliver.Roughly(now.Sub(*c.Since)), c.Reason)
+	}
+	if c.Next != nil {
+		s += "; again in " + deliver.Roughly(max(0, c.Next.Sub(now)))
+	}
+	return s
 }
 
 func writePolling(line func(string, string, ...any), p *poll.Status, now time.Time) {

@@ -49,6 +49,7 @@ type Config struct {
 	Sources     []ingress.Source      // those that push, sorted by name
 	Polled      []Polled              // those that are asked, sorted by name; of all kinds at least one
 	Received    []receive.Source      // those that are received from a broker, sorted by name
+	Completed   []Completed           // those whose events are completed, sorted by name
 	Subscribers []registry.Definition // sorted by name; more can be added live
 	Endpoints   []registry.Endpoint   // sorted by name; the same
 	Egress      egress.Config

@@ -329,6 +329,15 @@ broker:
 sources: { prod: { kind: fno, push: { auth: none } } }
 `
 
+const encrypted = `
+broker:
+  url: tls://a:4222
+  user: gridfan
+  password: ${env:KEY}
+  tls: { ca: /etc/gridfan/nats-ca.pem, cert: /etc/gridfan/tls.crt, key: /etc/gridfan/tls.key }
+sources: { prod: { kind: fno, push: { auth: none } } }
+`
+
 // clients has a subscriber whose own NATS client takes its events.
 const clients = `
 broker:
@@ -555,6 +564,20 @@ func TestParse(t *testing.T) {
 			}},
 			Files: []string{"/run/secrets/nats.creds"},
 		}},
+		{"encrypted external broker", encrypted, &Config{
+			Listen: Listen{Public: ":8080", Admin: "127.0.0.1:8081"},
+			Broker: broker.Config{
+				Dir: "./data", URL: "tls://a:4222", User: "gridfan", Password: secret.New("key-key-key-key-key"),
+				TLS:      broker.TLSConfig{CA: "/etc/gridfan/nats-ca.pem", Cert: "/etc/gridfan/tls.crt", Key: "/etc/gridfan/tls.key"},
+				Replicas: 1, MaxBytes: broker.DefaultMaxBytes,
+			},
+			Dedup:     publish.Dedup{Horizon: 24 * time.Hour, Memory: 512 << 20},
+			Retention: retention.Config{Replay: deliver.Duration(24 * time.Hour), OnFull: retention.Reject},
+			Sources: []ingress.Source{{
+				Name: "prod", Kind: "fno", Environment: "prod", Auth: auth.Config{None: true},
+				Origins: origins, Validation: "answer", Limits: limits(0),
+			}},
+		}},
 		{"clients of their own", clients, &Config{
 			Listen: Listen{Public: ":8080", Admin: "127.0.0.1:8081"},
 			Broker: broker.Config{
@@ -604,7 +627,7 @@ func TestParse(t *testing.T) {
 
 // shared are the keys of credentials and certificates that polled sources have in
 // common with webhooks.
-var shared = regexp.MustCompile(`^sources\.<name>\.poll\.(?:odata|delta)\.((?:auth|tls)\..*)$`)
+var shared = regexp.MustCompile(`^sources\.<name>\.(?:poll\.(?:odata|delta)|complete)\.((?:auth|tls)\..*)$`)
 
 // polling has every key of sources that are polled.
 const polling = `sources:
@@ -801,7 +824,7 @@ func TestTables(t *testing.T) {
 			walk(f.value)
 		}
 	}
-	for _, yaml := range []string{everything, external, credentialed, inAzure, fromAzure, clients, polling, stores, stores2} {
+	for _, yaml := range []string{everything, external, encrypted, credentialed, inAzure, fromAzure, completed, clients, polling, stores, stores2} {
 		walk((&decoder{lookup: fake}).parse([]byte(yaml)))
 	}
 	for _, key := range accepted {
@@ -882,6 +905,7 @@ func TestNoLeak(t *testing.T) {
 	shapes := []string{
 		"listen: { admin: { token: %s } }", "listen:\n admin:\n  token: %s\n", "listen: { admin: { addr: %s } }",
 		"broker:\n url: %s\n", "broker:\n credentials: %s\n", "broker:\n url: %s\n credentials: %s\n replicas: %s\n",
+		"broker:\n url: nats://a\n user: '${env:X}'\n password: %s\n tls: { ca: '${env:X}', cert: '${env:X}' }\n",
 		"sources:\n s:\n  kind: ${env:X}\n  push:\n   auth:\n    anyOf:\n    - key: %s\n", "sources:\n s:\n  push:\n   auth:\n    anyOf:\n    - %s\n",
 		"sources:\n s:\n  push:\n   auth: {anyOf: [ %s ]}\n", "sources:\n s:\n  push:\n   auth: %s\n",
 		"sources:\n s:\n  push:\n   auth:\n    anyOf:\n    - sas:\n       keys: %s\n    - sas: %s\n    - sas: { keys: [ %s ], resource: '${env:X}' }\n",

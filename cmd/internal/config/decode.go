@@ -81,6 +81,9 @@ func (d *decoder) config(root *value) *Config {
 	c.Broker.Durability = broker.Mode(d.choice(b.get("durability"), string(broker.Barrier), string(broker.SyncAlways)))
 	c.Broker.Monitoring = d.textOrTexts(b.get("monitoring"))
 	c.Broker.Credentials = d.credentials(b.get("credentials"))
+	c.Broker.User = d.text(b.get("user"))
+	c.Broker.Password = d.secret(b.get("password"))
+	c.Broker.TLS = broker.TLSConfig{CA: d.text(b.get("tls", "ca")), Cert: d.text(b.get("tls", "cert")), Key: d.text(b.get("tls", "key"))}
 	if url := b.get("url"); url != nil {
 		// An unreadable URL is an external server still, and the keys beside it
 		// are judged as such.
@@ -118,11 +121,16 @@ func (d *decoder) config(root *value) *Config {
 
 	for _, f := range sorted(root.get("sources")) {
 		pattern := d.pattern(f.value)
+		var asked *Polled
 		if pattern != Push {
 			c.Polled = append(c.Polled, d.polled(f, pattern))
+			asked = &c.Polled[len(c.Polled)-1]
 		}
 		if pattern == Poll {
 			continue
+		}
+		if to := d.completed(f, asked); to != nil {
+			c.Completed = append(c.Completed, *to)
 		}
 		if r, ok := d.received(f); ok {
 			c.Received = append(c.Received, r)

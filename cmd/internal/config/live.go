@@ -116,9 +116,13 @@ func (c *Config) Sections() map[string]string {
 	for i, r := range c.Received {
 		received[i] = r.Redacted()
 	}
+	completed := make([]Completed, len(c.Completed))
+	for i, s := range c.Completed {
+		completed[i] = s.redacted()
+	}
 	sections := map[string]string{}
 	for name, parts := range map[string]any{
-		"listen": c.Listen, "broker": []any{b, c.ClientsTLS, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, "sources": []any{c.Sources, polled, received}, "egress": c.Egress, "shutdown": c.Shutdown,
+		"listen": c.Listen, "broker": []any{b, c.ClientsTLS, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, "sources": []any{c.Sources, polled, received, completed}, "egress": c.Egress, "shutdown": c.Shutdown,
 	} {
 		text, err := json.Marshal(parts)
 		if err != nil {

@@ -171,9 +171,7 @@ subscribers: { s: { subjects: [ events.> ], deliver: { webhook: { url: "${keyvau
 	defer func() { cancel(); <-ended }()
 	until := func(what string, ok func() bool) {
 		t.Helper()
-		tick := time.NewTicker(5 * time.Millisecond)
-		defer tick.Stop()
-		for deadline := time.Now().Add(2 * time.Minute); !ok(); <-tick.C {
+		for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) { // sleep: polling with a deadline
 			if time.Now().After(deadline) {
 				t.Fatalf("not in time: %s", what)
 			}
