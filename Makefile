@@ -147,5 +147,6 @@ check-full: ## what takes longer or needs more of the machine; CI runs it after 
 	$(MAKE) cds
 	$(MAKE) postgres
 	$(MAKE) torture ROUNDS=25
+	$(MAKE) deploy
 	$(MAKE) clients
 	@echo "check-full ran: every fuzz target for half a minute, polling against an OData server and PostgreSQL, the crash tests with 25 kills and $(CUTS) power cuts, and clients of another language"
