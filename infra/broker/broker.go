@@ -342,7 +342,7 @@ type StreamUse struct {
 // Use tells how full the streams are.
 func (b *Broker) Use(ctx context.Context) ([]StreamUse, error) {
 	var use []StreamUse
-	names := []string{StreamEvents, StreamRetry, StreamDeadLetters, StreamQuarantine, StreamAttempts, StreamOps, StreamKnown}
+	names := []string{StreamEvents, StreamRetry, StreamDeadLetters, StreamQuarantine, StreamAttempts, StreamOps, StreamKnown, StreamHeld}
 	if b.spool {
 		names = []string{streamSpool}
 	}

@@ -14,6 +14,10 @@ import (
 type Config struct {
 	// Dir is where the embedded server stores everything. Default "./data".
 	Dir string
+	// Ephemeral is the operator's word that Dir does not outlive the machine or
+	// container: what was accepted may be lost with it, and everybody who asks is
+	// told so.
+	Ephemeral bool
 	// Listen is the address at which other NATS clients reach the embedded
 	// server: "host:port", or "none" for no listener. Nobody is asked who they are
 	// and everything is allowed there, so it must be a loopback address. The default is 127.0.0.1:4222; when

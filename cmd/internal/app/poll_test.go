@@ -172,7 +172,7 @@ func TestPolledRows(t *testing.T) {
 	}
 
 	// All rows once more: those of before are published now.
-	if _, err := g.admin.Rewind(t.Context(), "crm", admin.FromBeginning); err != nil {
+	if _, err := g.admin.Rewind(t.Context(), "crm", admin.RewindOrder{To: admin.FromBeginning}); err != nil {
 		t.Fatal(err)
 	}
 	alive := map[string]bool{}

@@ -21,6 +21,20 @@ import (
 	"github.com/gridfan/gridfan/schemas/record"
 )
 
+// startPolling begins to ask the sources that are polled.
+func (a *App) startPolling(ctx context.Context, sources []config.Polled, poller *poll.Poller) error {
+	list, err := a.polled(sources)
+	if err != nil {
+		return err
+	}
+	if err := poller.Start(ctx); err != nil {
+		return fmt.Errorf("polling: %w", err)
+	}
+	a.onStop("pollers", func(ctx context.Context) error { poller.Stop(ctx); return nil })
+	poller.Apply(list)
+	return nil
+}
+
 // polled makes of the configuration what the Poller is to poll.
 func (a *App) polled(sources []config.Polled) ([]poll.Source, error) {
 	list := make([]poll.Source, 0, len(sources))
@@ -75,10 +89,10 @@ const (
 )
 
 // marked publishes what was polled, so that it is known as such in quarantine.
-func marked(p *publish.Publisher) func(context.Context, publish.Origin, []event.Result) ([]publish.Status, error) {
+func marked(pub ingress.Publish) ingress.Publish {
 	return func(ctx context.Context, o publish.Origin, results []event.Result) ([]publish.Status, error) {
 		o.Header = map[string]string{viaHeader: viaPoll}
-		return p.Publish(ctx, o, results)
+		return pub(ctx, o, results)
 	}
 }
 

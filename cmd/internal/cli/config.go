@@ -66,7 +66,7 @@ Without FILE, gridfan reads its own file again, which it also does by itself wit
 seconds of a change, and at SIGHUP. With FILE, that file is read here, its references
 resolved here, and its definitions sent; they hold until gridfan's own file changes.
 
-Other sections (listen, broker, storage, sources, egress) are compared and need a restart.`,
+Other sections (listen, broker, storage, sources, egress, shutdown) are compared and need a restart.`,
 		Example: "  gridfan config apply\n  gridfan config apply gridfan.yaml --dry-run\n  gridfan config apply gridfan.yaml --prune --yes",
 		Args:    cobra.MaximumNArgs(1),
 	}

@@ -1,10 +1,15 @@
 package config
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,12 +19,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/egress"
+	"github.com/gridfan/gridfan/infra/keyvault"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/auth"
 	"github.com/gridfan/gridfan/router/ingress"
@@ -71,6 +79,49 @@ var fake = Lookup{
 		}
 		return []byte(v), nil
 	},
+	Vaults: vaults(map[string]string{
+		"/secrets/fo-key/": "vault-key-vault-key", "/secrets/fo-key/0a1b2c": "old-key-old-key-old", "/secrets/short/": "short", "/secrets/empty/": "",
+	}),
+}
+
+// vaults gives the secrets of the vault contoso, by path, as its REST API does, and
+// knows no other vault. Package keyvault's own tests have the rest.
+func vaults(secrets map[string]string) *keyvault.Store {
+	return keyvault.NewStore(keyvault.Options{Credential: anybody{}, Transport: contoso(secrets)})
+}
+
+func contoso(secrets map[string]string) roundTripper {
+	return func(r *http.Request) (*http.Response, error) {
+		if r.URL.Host != "contoso.vault.azure.net" {
+			return nil, &net.DNSError{Err: "no such host", Name: r.URL.Host, IsNotFound: true}
+		}
+		w := httptest.NewRecorder()
+		w.Header().Set("Content-Type", "application/json")
+		value, ok := secrets[r.URL.Path]
+		switch {
+		case r.Header.Get("Authorization") == "":
+			w.Header().Set("WWW-Authenticate", `Bearer authorization="https://login.microsoftonline.com/7fd0bc6a", resource="https://vault.azure.net"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		case !ok:
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = w.WriteString(`{"error":{"code":"SecretNotFound","message":"canary"}}`)
+		default:
+			_ = json.NewEncoder(w).Encode(map[string]string{"value": value})
+		}
+		resp := w.Result()
+		resp.Request = r
+		return resp, nil
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+type anybody struct{}
+
+func (anybody) GetToken(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	return azcore.AccessToken{Token: "t", ExpiresOn: time.Now().Add(time.Hour)}, nil
 }
 
 // TestGolden reads the cases of testdata/*.txtar: name.yaml is the input and
@@ -565,7 +616,9 @@ func TestParse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tt.want, got, cmpopts.EquateComparable(secret.String{}, netip.Prefix{})); diff != "" {
+			// What these are is in TestSecretStores and TestReferences.
+			tt.want.Shutdown, tt.want.Secrets, tt.want.References = Shutdown{Grace: deliver.Duration(defaultGrace)}, Secrets{Refresh: defaultRefresh}, got.References
+			if diff := cmp.Diff(tt.want, got, cmpopts.EquateComparable(secret.String{}, netip.Prefix{}, Reference{})); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
@@ -574,7 +627,7 @@ func TestParse(t *testing.T) {
 
 // shared are the keys of credentials and certificates that polled sources have in
 // common with webhooks.
-var shared = regexp.MustCompile(`^sources\.<name>\.poll\.(?:odata|delta)\.((?:auth|tls)\..*)$`)
+var shared = regexp.MustCompile(`^sources\.<name>\.(?:poll\.(?:odata|delta)|complete)\.((?:auth|tls)\..*)$`)
 
 // polling has every key of sources that are polled.
 const polling = `sources:
@@ -771,7 +824,7 @@ func TestTables(t *testing.T) {
 			walk(f.value)
 		}
 	}
-	for _, yaml := range []string{everything, external, encrypted, credentialed, inAzure, fromAzure, clients, polling} {
+	for _, yaml := range []string{everything, external, encrypted, credentialed, inAzure, fromAzure, completed, clients, polling, stores, stores2} {
 		walk((&decoder{lookup: fake}).parse([]byte(yaml)))
 	}
 	for _, key := range accepted {
@@ -818,8 +871,8 @@ func TestOddInput(t *testing.T) {
 		{"too large", strings.Repeat("# \n", 500_000), "f:1:1: the file is larger than 1048576 bytes\n"},
 		{"wide characters before", "{ ü: 1, \"é\": 2 }",
 			"f:1:1: sources: want at least one source (examples/gridfan.yaml is a complete one)\n" +
-				"f:1:3: unknown key; known here: listen, broker, storage, sources, subscribers, endpoints, egress\n" +
-				"f:1:9: unknown key; known here: listen, broker, storage, sources, subscribers, endpoints, egress\n"},
+				"f:1:3: unknown key; known here: listen, broker, shutdown, secrets, storage, sources, subscribers, endpoints, egress\n" +
+				"f:1:9: unknown key; known here: listen, broker, shutdown, secrets, storage, sources, subscribers, endpoints, egress\n"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -880,6 +933,7 @@ func TestNoLeak(t *testing.T) {
 				got := outcome(c, err)
 				// The name of a file or vault is not its content.
 				got = strings.ReplaceAll(got, "${keyvault:"+canary, "")
+				got = strings.ReplaceAll(got, canary+".vault.azure.net", "")
 				if strings.Contains(got, canary) {
 					t.Errorf("a secret shows; file:\n%s\nproblems:\n%s", yaml, got)
 				}
@@ -946,6 +1000,7 @@ var placeholders = Lookup{
 		}
 		return []byte("placeholder-placeholder"), nil
 	},
+	Offline: true,
 }
 
 const root = "../../../"

@@ -50,11 +50,14 @@ func TestLive(t *testing.T) {
 	}
 	var mu sync.Mutex
 	var reports []string
-	live := config.NewLive(file, load, c, c.Sections(), r, func(what, _ string, _ map[string]any) {
-		mu.Lock()
-		defer mu.Unlock()
-		reports = append(reports, what)
-	}, slog.New(slog.DiscardHandler))
+	live := config.NewLive(config.Following{
+		File: file, Load: load, Started: c, Sections: c.Sections(), Registry: r, Declares: true, Log: slog.New(slog.DiscardHandler),
+		Report: func(what, _ string, _ map[string]any) {
+			mu.Lock()
+			defer mu.Unlock()
+			reports = append(reports, what)
+		},
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	signals, ended := make(chan os.Signal), make(chan struct{})
 	go func() { defer close(ended); live.Run(ctx, signals) }()
@@ -109,7 +112,7 @@ func TestLiveWithoutFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	live := config.NewLive("", nil, &config.Config{}, nil, r, nil, nil)
+	live := config.NewLive(config.Following{Started: &config.Config{}, Registry: r, Declares: true})
 	live.Run(t.Context(), nil)
 	if _, err := live.Reload(t.Context(), false); !errors.Is(err, config.ErrNoFile) {
 		t.Errorf("got %v", err)

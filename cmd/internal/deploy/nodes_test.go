@@ -77,7 +77,7 @@ func natsServer() int {
 	s.ConfigureLogger()
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin) // until the test has ended, however it does
-		os.Exit(1)
+		s.Shutdown()
 	}()
 	if err := server.Run(s); err != nil {
 		fmt.Fprintln(os.Stderr, "nats-server:", err)
