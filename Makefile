@@ -209,6 +209,7 @@ check-full: ## what takes longer or needs more of the machine; CI runs it after 
 	$(MAKE) cds
 	$(MAKE) postgres
 	$(MAKE) torture ROUNDS=25
+	$(MAKE) deploy
 	$(MAKE) clients
 	$(MAKE) image
 	$(MAKE) container

@@ -19,11 +19,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/gridfan/gridfan/infra/broker/brokertest"
@@ -526,8 +528,22 @@ func TestNATSDisk(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "store"), []byte("events"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := m.run("nats-disk", dir, device); err != nil || out != "" {
-		t.Errorf("mounted already: %v %q", err, out)
+	// Mounted already, and larger than before.
+	space := func() uint64 {
+		t.Helper()
+		var fs syscall.Statfs_t
+		if err := syscall.Statfs(dir, &fs); err != nil {
+			t.Fatal(err)
+		}
+		return fs.Blocks
+	}
+	before := space()
+	if err := os.Truncate(strings.TrimSpace(mustScript(t, nil, "losetup", "--noheadings", "--output", "BACK-FILE", device)), 96<<20); err != nil {
+		t.Fatal(err)
+	}
+	mustScript(t, nil, "losetup", "--set-capacity", device)
+	if out, err := m.run("nats-disk", dir, device); err != nil || strings.Contains(out, "formatting") || space() <= before {
+		t.Errorf("mounted already, and larger: %v %d blocks, %d before\n%s", err, space(), before, out)
 	}
 	mustScript(t, nil, "umount", dir)
 	dir, out, err = mount(device)
@@ -598,5 +614,76 @@ func TestUnits(t *testing.T) {
 	}
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// prepare.sh makes all that the stack refers to, and nodes start with it.
+func TestComposePrepare(t *testing.T) {
+	// It writes beside itself, so in a copy.
+	dir := t.TempDir()
+	for _, d := range []string{"infra/compose", "infra/nats", "bicep/modules"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []string{"infra/compose/prepare.sh", "infra/nats/make-certs.sh", "infra/nats/render.sh", "bicep/modules/nats.conf.tmpl"} {
+		if err := os.WriteFile(filepath.Join(dir, f), []byte(read(t, f)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prepare := filepath.Join(dir, "infra/compose/prepare.sh")
+	mustScript(t, nil, prepare)
+	dotenv := func() map[string]string {
+		env := map[string]string{}
+		for line := range strings.Lines(content(t, filepath.Join(dir, "infra/compose/.env"))) {
+			k, v, _ := strings.Cut(strings.TrimSpace(line), "=")
+			env[k] = v
+		}
+		return env
+	}
+	env := dotenv()
+	for _, m := range regexp.MustCompile(`\$\{([A-Z_]+)`).FindAllStringSubmatch(read(t, "infra/compose/compose.yaml"), -1) {
+		if env[m[1]] == "" {
+			t.Errorf(".env has no %s", m[1])
+		}
+	}
+	c := readCompose(t)
+	for name, s := range c.Services {
+		for _, v := range append(slices.Clone(s.Volumes), s.EnvFile...) {
+			from, _, _ := strings.Cut(v, ":")
+			if !strings.HasPrefix(from, "./generated/") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(dir, "infra/compose", from)); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if len(s.EnvFile) == 0 {
+			continue
+		}
+		out := filepath.Join(dir, "infra/compose/generated", name)
+		text := strings.ReplaceAll(content(t, filepath.Join(out, "nats.conf")), "/etc/nats/certs", out+"/certs")
+		n := &node{t: t, name: name, conf: filepath.Join(t.TempDir(), "nats.conf")}
+		if err := os.WriteFile(n.conf, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for k, v := range envFile(t, filepath.Join(out, "nats.env")) {
+			n.env = append(n.env, k+"="+v)
+		}
+		if got, err := n.command("-t").CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, got)
+		}
+	}
+	if info, err := os.Stat(filepath.Join(dir, "infra/compose/.env")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf(".env: %v", info.Mode())
+	}
+	if info, err := os.Stat(filepath.Join(dir, "infra/compose/generated/ca.pem")); err != nil || info.Mode().Perm() != 0o644 {
+		t.Errorf("gridfan's user cannot read ca.pem: %v", info.Mode())
+	}
+	mustScript(t, []string{"GRIDFAN_IMAGE=other:1"}, prepare)
+	again := dotenv()
+	env["GRIDFAN_IMAGE"] = "other:1"
+	if !maps.Equal(env, again) {
+		t.Error("passwords are others after the second run")
 	}
 }
