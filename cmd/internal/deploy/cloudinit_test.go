@@ -2,6 +2,7 @@ package deploy_test
 
 import (
 	"encoding/base64"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -29,9 +30,7 @@ type cloudFile struct {
 func cloudInit(t testing.TB, conf string) (text string, files map[string]cloudFile, commands [][]string) {
 	t.Helper()
 	words := map[string]string{}
-	for k, v := range cloudInitWords {
-		words[k] = v
-	}
+	maps.Copy(words, cloudInitWords)
 	words["NATS_CONF"] = base64.StdEncoding.EncodeToString([]byte(conf))
 	text = render(t, read(t, "bicep/modules/cloud-init.yaml"), words)
 	var doc struct {
