@@ -267,7 +267,7 @@ var clusterUrls = join(map(nodeAddresses, ip => 'tls://${ip}:4222'), ',')
 var clusterMonitors = join(map(nodeAddresses, ip => '"http://${ip}:8222"'), ', ')
 var externalLogin = empty(natsUser) ? '' : ', user: "${natsUser}", password: "\${env:GRIDFAN_NATS_PASSWORD}"'
 var brokers = {
-  embedded: '{ embedded: { dir: /var/lib/gridfan } }'
+  embedded: '{ embedded: { dir: /var/lib/gridfan, ephemeral: true } }'
   cluster: '{ url: "${clusterUrls}", user: gridfan, password: "\${env:GRIDFAN_NATS_PASSWORD}", replicas: ${natsNodes}, durability: sync-always, monitoring: [ ${clusterMonitors} ], tls: { ca: /etc/gridfan/nats-ca.pem } }'
   external: '{ url: "${natsUrl}"${externalLogin}, replicas: ${natsReplicas}${natsSyncAlways ? ', durability: sync-always' : ''}${natsPrivateCa ? ', tls: { ca: /etc/gridfan/nats-ca.pem }' : ''} }'
 }

@@ -236,7 +236,7 @@ func testProgram(t *testing.T, bin string, m mode) {
 		"maxBytes: 1GiB": "maxBytes: 256MiB",
 	}
 	if m.natsMode == "embedded" {
-		moved["dir: /var/lib/gridfan }"] = "dir: " + filepath.Join(dir, "data") + ", listen: none }"
+		moved["dir: /var/lib/gridfan,"] = "dir: " + filepath.Join(dir, "data") + ", listen: none,"
 	} else {
 		nowhere := free(t)
 		for _, ip := range nodes(t, m.nodes) {
@@ -373,8 +373,21 @@ func TestNames(t *testing.T) {
 			t.Errorf("nobody reads %s", path)
 		}
 	}
-	if !strings.Contains(main, "dir: "+mounts["dataVolume"]+" ") {
-		t.Errorf("the store is not in %s", mounts["dataVolume"])
+	if !strings.Contains(main, "dir: "+mounts["dataVolume"]+", ephemeral: true ") {
+		t.Errorf("the store is not in %s, or not said to go with the replica", mounts["dataVolume"])
+	}
+
+	// Times: the program stops before the platform ends it.
+	grace, err := time.ParseDuration(one(t, `(?m)^shutdown: \{ grace: (\w+) \}$`, read(t, "modules/gridfan.yaml")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	platform, err := time.ParseDuration(one(t, `terminationGracePeriodSeconds: (\d+)`, app) + "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if grace+5*time.Second > platform {
+		t.Errorf("gridfan takes %s to stop, and the platform ends it after %s", grace, platform)
 	}
 
 	// Sources and queues.
