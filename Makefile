@@ -19,7 +19,7 @@ CYCLONEDX = github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 ACTIONLINT = github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 
 .DEFAULT_GOAL = build
-.PHONY: help build release image image-push sbom container test lint fuzz torture node cds postgres clients workflows golden run bench bicep bicepcheck check check-full
+.PHONY: help build release image image-push sbom container test lint fuzz torture deploy node cds postgres clients workflows golden run bench bicep bicepcheck check check-full
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -122,6 +122,23 @@ torture: ## kills, power cuts and broken disks; needs root or sudo, loop devices
 	cd "$$tmp"; $$sudo unshare --mount ./torture -test.v -test.timeout 2h -test.run '$(RUN)' \
 		-kills $(ROUNDS) -cuts $(CUTS) -gridfan "$$tmp/gridfan" -nats-server "$$tmp/nats-server"
 
+# The disk of a node is formatted for real, on a loop device, so the tests run as root.
+deploy: export PATH := $(PATH):/usr/sbin:/sbin
+deploy: ## the scripts of nodes and machines; needs root or sudo, loop devices, openssl, python3, curl and systemd
+	@set -e; sudo=; \
+	if [ "$$(id -u)" != 0 ]; then sudo="sudo -n"; $$sudo true || { echo "make deploy: needs root: it mounts a disk of its own" >&2; exit 1; }; fi; \
+	for need in mkfs.ext4:e2fsprogs openssl:openssl python3:python3 curl:curl systemd-analyze:systemd; do \
+		if ! command -v "$${need%:*}" >/dev/null; then \
+			echo "make deploy: installing $${need#*:}"; \
+			{ $$sudo apt-get update -q && $$sudo apt-get install -qy "$${need#*:}"; } || { echo "make deploy: $${need%:*} is missing; install $${need#*:}" >&2; exit 1; }; \
+		fi; \
+	done; \
+	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	go vet -tags deploy ./cmd/internal/deploy; \
+	go tool staticcheck -tags deploy -checks=all,inherit ./cmd/internal/deploy; \
+	go test -tags deploy -c -o "$$tmp/deploy" ./cmd/internal/deploy; \
+	cd cmd/internal/deploy; $$sudo unshare --mount "$$tmp/deploy" -test.v -test.run '^Test(Script|Units)'
+
 # Distributions may have a node that is too old for the packages.
 node:
 	@set -e; if ! command -v node >/dev/null || ! command -v npm >/dev/null; then \
@@ -215,4 +232,4 @@ check-full: ## what takes longer or needs more of the machine; CI runs it after 
 	$(MAKE) container
 	$(MAKE) sbom
 	$(MAKE) workflows
-	@echo "check-full ran: every fuzz target for 20 seconds, polling against an OData server and PostgreSQL, the crash tests with 25 kills and $(CUTS) power cuts, clients of another language, and the container image, read-only and not as root"
+	@echo "check-full ran: every fuzz target for 20 seconds, polling against an OData server and PostgreSQL, the crash tests with 25 kills and $(CUTS) power cuts, the scripts of nodes, clients of another language, and the container image, read-only and not as root"

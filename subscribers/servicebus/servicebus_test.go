@@ -392,7 +392,7 @@ func TestValidate(t *testing.T) {
 		{Config{Queue: "q", Namespace: "h.example.com", Auth: with(good)}, "x.namespace: the connection string says which"},
 		{Config{Queue: "q", Auth: with(canaryKey)}, "x.auth.connectionString: want Endpoint=sb://"},
 		{Config{Queue: "q", Auth: with("Endpoint=" + canaryKey + ";SharedAccessSignature=" + canaryKey)}, "x.auth.connectionString: its Endpoint is no address"},
-		{Config{Queue: "q", Auth: with(good + ";EntityPath=other")}, "x.auth.connectionString: its EntityPath is another queue or topic"},
+		{Config{Queue: "q", Auth: with(good + ";EntityPath=other")}, "x.auth.connectionString: its EntityPath is another queue, topic or hub"},
 		{Config{Queue: "q", Namespace: "h.example.com"}, "x.auth: missing; want one of connectionString, managedIdentity"},
 		{Config{Queue: "q", Namespace: "h.example.com", Auth: credentials.AzureAuth{Key: canaryKey}}, "x.auth.key: not known to this service"},
 		{Config{Queue: "q", Auth: with(good).Redacted()}, "x.auth.connectionString: it is hidden"},
