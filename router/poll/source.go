@@ -537,7 +537,9 @@ func (s *source) forgotten(work context.Context, cause error) error {
 	s.list, s.chain = nil, nil
 	before := s.cp
 	if s.cp.Phase != phaseChanges {
-		// In the midst of a reading of all rows: it begins anew, but not without end.
+		// In the midst of a reading of all rows: it begins anew, but not without end,
+		// nor without a pause when its first page is there each time.
+		s.looping = true
 		s.failed(string(Answer), fmt.Errorf("%s while all rows were being read: %w", reason, cause))
 		if s.cp.Phase == phaseBaseline {
 			s.cp.Cursor, s.cp.Rows, s.cp.Pages = nil, 0, 0

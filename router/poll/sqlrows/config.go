@@ -266,6 +266,7 @@ func (c *Cursor) validate(path string, d Driver) error {
 	case c.Kind == ChangeTracking && c.Column != "":
 		report(".column", "%s has none; remove the key", c.Kind)
 	case c.Kind == ChangeTracking:
+	case c.Kind == "" && c.Column == "": // which one it is depends on kind
 	case c.Column == "":
 		report(".column", "missing; want the column that %s reads", c.Kind)
 	case !validName(c.Column):
@@ -276,6 +277,7 @@ func (c *Cursor) validate(path string, d Driver) error {
 		bounded(report, ".overlap", &c.Overlap, defaultOverlap, time.Second, maxOverlap)
 	case c.Kind == BYOD:
 		bounded(report, ".overlap", &c.Overlap, byodOverlap, time.Second, maxOverlap)
+	case c.Kind == "": // whether there is one depends on kind
 	case c.Overlap != 0:
 		report(".overlap", "%s misses nothing that comes late; remove the key", c.Kind)
 	}
