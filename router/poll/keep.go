@@ -20,7 +20,10 @@ type checkpoint struct {
 	// Holder is who wrote it. Whoever takes over writes it at once, so that one who
 	// still believes to be the holder cannot any more.
 	Holder string `json:"holder"`
-	Phase  phase  `json:"phase"`
+	// Table is what it is of; empty in those that were written before there was more
+	// than one.
+	Table string `json:"table,omitempty"`
+	Phase phase  `json:"phase"`
 	// Mode says what a baseline does with rows.
 	Mode Baseline `json:"mode,omitempty"`
 	// Silent is when a baseline ended whose rows were not published.
@@ -66,7 +69,7 @@ type held interface {
 	Release()
 }
 
-// keeper keeps what must outlive a process: on the broker, and in tests of timing,
+// keeper keeps what must outlive a process, by ID: on the broker, and in tests of timing,
 // which need a clock that a broker does not have, in memory.
 type keeper interface {
 	// lease gives nil when somebody else has it.
@@ -119,8 +122,8 @@ func openKeeper(ctx context.Context, b *broker.Broker) (*brokerKeeper, error) {
 	return k, nil
 }
 
-// leaseKey names a source's lease.
-func leaseKey(source string) string { return "poll." + source }
+// leaseKey names the lease of a table, by its ID.
+func leaseKey(id string) string { return "poll." + id }
 
 func (k *brokerKeeper) lease(ctx context.Context, source string, ttl time.Duration) (held, error) {
 	l, err := k.broker.TryLease(ctx, leaseKey(source), ttl)

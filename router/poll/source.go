@@ -31,6 +31,7 @@ type source struct {
 
 	// Only run's, good while the lease is held:
 	lease     held
+	key       string // of the checkpoint and of what is known
 	fetcher   Fetcher
 	pace      *pace
 	cp        checkpoint
@@ -94,10 +95,10 @@ func (s *source) run(stopping context.Context) {
 		return
 	}
 	for stopping.Err() == nil {
-		l, err := s.keeper.lease(stopping, s.Name, s.ttl)
+		l, err := s.keeper.lease(stopping, s.ID(), s.ttl)
 		if l == nil {
 			if err != nil && stopping.Err() == nil {
-				s.log.Debug("lease not taken, trying again", "source", s.Name, "error", err)
+				s.log.Debug("lease not taken, trying again", "error", err)
 			}
 			if sleep(stopping, spread(s.ttl/4)) != nil {
 				return
@@ -160,7 +161,7 @@ func (s *source) hold(stopping context.Context, l held) {
 			err = s.poll(asking, work)
 		}
 		if errors.Is(err, errFenced) {
-			s.log.Info("another router has taken the source over", "source", s.Name)
+			s.log.Info("another router has taken the source over")
 			return
 		}
 	}
@@ -168,24 +169,48 @@ func (s *source) hold(stopping context.Context, l held) {
 
 // takeOver reads the checkpoint and makes it this process's.
 func (s *source) takeOver(ctx context.Context) error {
-	cp, revision, err := s.keeper.load(ctx, s.Name)
+	key, cp, revision, err := s.find(ctx)
 	if err != nil {
 		return err
 	}
+	s.key = key
 	if cp.Phase == phaseNew {
 		cp = checkpoint{Phase: phaseBaseline, Mode: s.Baseline, Since: time.Now().UTC()}
 	}
-	cp.Layout, cp.Holder = layout, broker.Instance()
-	if s.lastBlock, err = s.keeper.last(ctx, s.Name); err != nil {
+	cp.Layout, cp.Holder, cp.Table = layout, broker.Instance(), s.Table
+	if s.lastBlock, err = s.keeper.last(ctx, s.key); err != nil {
 		return err
 	}
 	s.cp, s.revision = cp, revision
 	return s.save(ctx)
 }
 
+// find reads the checkpoint. It is kept by the table's own name, so that other tables
+// of the source may come and go; one that was written when checkpoints had their
+// source's name alone is gone on with where it is.
+func (s *source) find(ctx context.Context) (key string, c checkpoint, revision uint64, err error) {
+	key = s.ID()
+	if c, revision, err = s.keeper.load(ctx, key); err != nil || revision > 0 || s.Table == "" {
+		return key, c, revision, err
+	}
+	old, at, err := s.keeper.load(ctx, s.Name)
+	if err == nil && at > 0 && (old.Table == s.Table || old.Table == "" && s.First) {
+		return s.Name, old, at, nil
+	}
+	return key, c, 0, err
+}
+
+// tellOf reports what happened to the source, with its table.
+func (s *source) tellOf(what string, attrs map[string]any) {
+	if s.Table != "" {
+		attrs["table"] = s.Table
+	}
+	s.report(what, s.Name, attrs)
+}
+
 // save makes the checkpoint durable.
 func (s *source) save(ctx context.Context) error {
-	revision, err := s.keeper.save(ctx, s.Name, s.cp, s.revision)
+	revision, err := s.keeper.save(ctx, s.key, s.cp, s.revision)
 	if err != nil {
 		return err
 	}
@@ -197,7 +222,7 @@ func (s *source) save(ctx context.Context) error {
 func (s *source) flush(ctx context.Context) {
 	if s.unsaved && ctx.Err() == nil {
 		if err := s.save(ctx); err != nil {
-			s.log.Debug("cursor not saved; the next router asks from an older one", "source", s.Name, "error", err)
+			s.log.Debug("cursor not saved; the next router asks from an older one", "error", err)
 		}
 	}
 }
@@ -310,7 +335,7 @@ func (s *source) obey(ctx context.Context, c *command) error {
 		return err
 	}
 	s.next = time.Now()
-	s.report("source."+c.Do, s.Name, map[string]any{"phase": string(s.cp.Phase), "mode": string(s.cp.Mode), "to": c.To})
+	s.tellOf("source."+c.Do, map[string]any{"phase": string(s.cp.Phase), "mode": string(s.cp.Mode), "to": c.To})
 	return nil
 }
 
@@ -557,9 +582,9 @@ func (s *source) forgotten(work context.Context, cause error) error {
 	}
 	s.next = time.Now()
 	if s.cp.Phase == phaseResync {
-		s.report("source.resync", s.Name, map[string]any{"reason": reason, "known": s.cp.Known.Live})
+		s.tellOf("source.resync", map[string]any{"reason": reason, "known": s.cp.Known.Live})
 	} else if before.Phase == phaseChanges {
-		s.report("source.unconfirmed", s.Name, map[string]any{"reason": reason + ", and its rows are too many to be compared"})
+		s.tellOf("source.unconfirmed", map[string]any{"reason": reason + ", and its rows are too many to be compared"})
 	}
 	return nil
 }
@@ -604,9 +629,9 @@ func (s *source) failed(kind string, err error) {
 	})
 	const lasts = 3
 	if s.failures == lasts || other && kind != string(Unavailable) && kind != "storage" {
-		s.report("source.failing", s.Name, map[string]any{"kind": kind, "reason": text, "failures": s.failures})
+		s.tellOf("source.failing", map[string]any{"kind": kind, "reason": text, "failures": s.failures})
 	} else {
-		s.log.Debug("poll failed", "source", s.Name, "kind", kind, "error", text, "failures", s.failures)
+		s.log.Debug("poll failed", "kind", kind, "error", text, "failures", s.failures)
 	}
 }
 
@@ -623,7 +648,7 @@ func (s *source) recovered() {
 		st.Error, st.Kind, st.Since, st.Failures = "", "", time.Time{}, 0
 	})
 	s.failures = 0
-	s.report("source.recovered", s.Name, map[string]any{"after": time.Since(since).Round(time.Second).String()})
+	s.tellOf("source.recovered", map[string]any{"after": time.Since(since).Round(time.Second).String()})
 }
 
 func bounded(text string) string {

@@ -74,5 +74,5 @@ func (s *server) recover(_ http.ResponseWriter, r *http.Request) (any, error) {
 // Recover reads dead letters of a source back, up to RecoverMost of them.
 func (c *Client) Recover(ctx context.Context, name string, dryRun bool) (*receive.Recovery, error) {
 	var out receive.Recovery
-	return &out, c.call(ctx, http.MethodPost, sourcePath(name)+"/recover?dryRun="+strconv.FormatBool(dryRun), nil, &out)
+	return &out, c.call(ctx, http.MethodPost, sourcePath(name, "/recover")+"?dryRun="+strconv.FormatBool(dryRun), nil, &out)
 }

@@ -38,9 +38,8 @@ type Parts struct {
 	Broker      *broker.Broker
 	Ingress     *ingress.Ingress
 	Poller      *poll.Poller
-	Polled      []config.Polled
-	Received    []receive.Source
 	Receivers   *receive.Receivers
+	Sources     func() config.Sources // those of now
 	Publisher   *publish.Publisher
 	Quarantine  *quarantine.Store
 	Registry    *registry.Registry

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -130,7 +129,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	// handshakes need none, and events get 503 and not a closed door.
 	metrics := telemetry.NewRegistry(a.opts.Version)
 	tally := publish.NewTally()
-	in, err := ingress.New(ingress.Config{Sources: cfg.Sources, Pulled: append(pulled(cfg.Polled), notPushed(cfg)...), TrustedProxies: cfg.Listen.TrustedProxies, Tally: tally, Since: started},
+	in, err := ingress.New(ingress.Config{Sources: cfg.Sources, Pulled: cfg.From().NotPushed(), TrustedProxies: cfg.Listen.TrustedProxies, Tally: tally, Since: started},
 		ingress.NewMetrics(metrics), a.report, a.log)
 	if err != nil {
 		return err
@@ -228,13 +227,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 
 	// Begun before anything is published and ended after: what is counted here
 	// is compared with what is in the streams.
-	var names []string
-	for _, s := range cfg.Sources {
-		names = append(names, s.Name)
-	}
-	names = append(names, pulled(cfg.Polled)...)
-	names = append(names, notPushed(cfg)...)
-	slices.Sort(names)
+	names := cfg.From().Names()
 	kept, err := books.Open(ctx, books.Parts{
 		Broker: a.broker, Registry: subscribers, Sources: names, Log: a.log, Breaker: fleet.Breaker, Counted: tally.Save, Spooled: a.spooled,
 	})
@@ -270,7 +263,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	held, err := quarantine.Open(ctx, a.broker, publisher, reparse(in, cfg.Polled, inboxes), quarantine.NewMetrics(metrics, names...))
+	held, err := quarantine.Open(ctx, a.broker, publisher, reparse(in, cfg.From, inboxes), quarantine.NewMetrics(metrics, names...))
 	if err != nil {
 		return err
 	}
@@ -301,7 +294,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	stopping, stop := context.WithCancel(context.Background())
 	api := &http.Server{
 		Handler: admin.NewHandler(admin.Parts{
-			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Poller: poller, Polled: cfg.Polled, Received: cfg.Received, Receivers: inboxes, Publisher: publisher, Quarantine: held,
+			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Poller: poller, Sources: cfg.From, Receivers: inboxes, Publisher: publisher, Quarantine: held,
 			Registry: subscribers, Fleet: fleet, Egress: a.rules, Config: live, DeadLetters: dead, Books: kept, Gatherer: metrics, Log: a.log, Stopping: stopping,
 		}, cfg.Listen.AdminToken),
 		ReadHeaderTimeout: 10 * time.Second,

@@ -43,7 +43,7 @@ type Config struct {
 	Spool       *broker.SpoolConfig // nil: none
 	Dedup       publish.Dedup
 	Sources     []ingress.Source      // those that push, sorted by name
-	Polled      []Polled              // those that are asked, sorted by name; of all kinds at least one
+	Polled      []Polled              // the tables of those that are asked, sorted by name; of all kinds at least one
 	Received    []receive.Source      // those that are received from a broker, sorted by name
 	Subscribers []registry.Definition // sorted by name; more can be added live
 	Endpoints   []registry.Endpoint   // sorted by name; the same
@@ -55,21 +55,44 @@ type Config struct {
 	Warnings []Problem
 }
 
-// Count is how many sources there are.
-func (c *Config) Count() int {
-	n := len(c.Sources)
-	for _, p := range c.Polled {
-		if p.Pattern == Poll {
-			n++
-		}
-	}
-	for _, r := range c.Received {
-		if !slices.ContainsFunc(c.Sources, func(s ingress.Source) bool { return s.Name == r.Name }) {
-			n++
-		}
-	}
-	return n
+// Sources are where events come from, by how they come. One source may be in several.
+type Sources struct {
+	Pushed   []ingress.Source
+	Polled   []Polled
+	Received []receive.Source
 }
+
+// From gives all sources.
+func (c *Config) From() Sources { return Sources{c.Sources, c.Polled, c.Received} }
+
+// Names are those of all sources, sorted.
+func (s Sources) Names() []string {
+	names := s.NotPushed()
+	for _, p := range s.Pushed {
+		names = append(names, p.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// NotPushed are the names of those that send nothing to the ingress themselves, sorted.
+func (s Sources) NotPushed() []string {
+	var names []string
+	for _, p := range s.Polled {
+		names = append(names, p.Name)
+	}
+	for _, r := range s.Received {
+		names = append(names, r.Name)
+	}
+	names = slices.DeleteFunc(names, func(name string) bool {
+		return slices.ContainsFunc(s.Pushed, func(p ingress.Source) bool { return p.Name == name })
+	})
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// Count is how many sources there are.
+func (c *Config) Count() int { return len(c.From().Names()) }
 
 // Listen is where gridfan answers HTTP.
 type Listen struct {

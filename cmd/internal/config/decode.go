@@ -107,7 +107,7 @@ func (d *decoder) config(root *value) *Config {
 	for _, f := range sorted(root.get("sources")) {
 		pattern := d.pattern(f.value)
 		if pattern != Push {
-			c.Polled = append(c.Polled, d.polled(f, pattern))
+			c.Polled = append(c.Polled, d.polled(f, pattern)...)
 		}
 		if pattern == Poll {
 			continue

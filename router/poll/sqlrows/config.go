@@ -55,6 +55,14 @@ const (
 	SQLServer Driver = "sqlserver" // SQL Server 2016 or later, Azure SQL
 )
 
+// Schema is where tables are that name none.
+func (d Driver) Schema() string {
+	if d == SQLServer {
+		return "dbo"
+	}
+	return "public"
+}
+
 // Table is a table or view, and which of its rows and columns are read. Names are
 // as the catalogue spells them, without quotes.
 type Table struct {
@@ -182,10 +190,7 @@ func (t *Table) validate(path string, d Driver) error {
 		errs = append(errs, fmt.Errorf("%s"+key+": "+format, append([]any{path}, args...)...))
 	}
 	if t.Schema == "" {
-		t.Schema = map[Driver]string{SQLServer: "dbo"}[d]
-		if t.Schema == "" {
-			t.Schema = "public"
-		}
+		t.Schema = d.Schema()
 	}
 	name := func(key, s string) {
 		switch {
