@@ -40,7 +40,8 @@ type Poller struct {
 	hard context.Context // ends what stores pages
 	kill context.CancelFunc
 
-	applying sync.Mutex          // one Apply or Stop at a time
+	applying sync.Mutex // one Apply or Stop at a time; guards stopped
+	stopped  bool
 	mu       sync.Mutex          // guards all below
 	sources  map[string]*running // by ID
 	budgets  map[string]*budget  // by identity
@@ -103,10 +104,14 @@ func (p *Poller) Start(ctx context.Context) error {
 // Apply makes sources the ones that are polled: new ones begin, spread over a
 // while; those that are not named stop; those whose Version has changed stop and
 // begin again with their checkpoint. Every Config must be valid and every ID be
-// there once. It returns when what was to stop has stopped. It follows Start.
+// there once. It returns when what was to stop has stopped. It follows Start, and
+// does nothing after Stop.
 func (p *Poller) Apply(sources []Source) {
 	p.applying.Lock()
 	defer p.applying.Unlock()
+	if p.stopped {
+		return
+	}
 	want := make(map[string]Source, len(sources))
 	for _, s := range sources {
 		want[s.ID()] = s
@@ -165,6 +170,7 @@ func (p *Poller) begin(cfg Source, n, all int) {
 func (p *Poller) Stop(ctx context.Context) {
 	p.applying.Lock()
 	defer p.applying.Unlock()
+	p.stopped = true
 	if p.sub != nil {
 		_ = p.sub.Unsubscribe() // the connection is closed below
 	}

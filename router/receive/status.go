@@ -93,8 +93,30 @@ func newBoard(cfg Source, m *Metrics) *board {
 		b.s.Way, b.from = "eventGridNamespace", hostOf(n.Endpoint)+"/"+n.Topic+"/"+n.Subscription
 	}
 	b.s.From = b.from
-	m.init(cfg.Name)
 	return b
+}
+
+// show makes the source's metrics exist.
+func (b *board) show() {
+	if b.from != "" {
+		b.metrics.init(b.s.Source)
+	}
+}
+
+// goOn takes over what a source has counted with another configuration.
+func (b *board) goOn(before *board) {
+	was := before.status()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	is := b.s
+	b.s = was
+	b.s.Way, b.s.From, b.s.State, b.s.Since, b.s.Kind, b.s.Reason, b.s.Next, b.s.Held = is.Way, is.From, is.State, is.Since, "", "", nil, 0
+}
+
+// forget stops showing what stands of a source that is not received any more.
+func (b *board) forget() {
+	b.metrics.held.DeleteLabelValues(b.s.Source)
+	b.metrics.up.DeleteLabelValues(b.s.Source)
 }
 
 func (b *board) worker(i int) *worker {
@@ -259,9 +281,11 @@ func (b *board) status() Status {
 }
 
 // Status tells how the sources are received that have something to be received from,
-// in the order of New.
+// in the order that they were given in.
 func (r *Receivers) Status() []Status {
 	list := []Status{}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
 	for _, name := range r.names {
 		if s := r.sources[name]; s.From != nil {
 			list = append(list, s.status.status())

@@ -263,7 +263,9 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	held, err := quarantine.Open(ctx, a.broker, publisher, reparse(in, cfg.From, inboxes), quarantine.NewMetrics(metrics, names...))
+	from := &sources{app: a, ingress: in, inboxes: inboxes, books: kept, held: quarantine.NewMetrics(metrics, names...)}
+	from.now.Store(new(cfg.From()))
+	held, err := quarantine.Open(ctx, a.broker, publisher, reparse(in, from.current, inboxes), from.held)
 	if err != nil {
 		return err
 	}
@@ -278,6 +280,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	}
 	a.onStop("pollers", func(ctx context.Context) error { poller.Stop(ctx); return nil })
 	poller.Apply(polled)
+	from.poller = poller
 
 	in.Publish(publisher)
 	a.onStop("public server", stopPublic)
@@ -289,12 +292,12 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	if sections == nil {
 		sections = cfg.Sections()
 	}
-	live := config.NewLive(a.opts.File, a.opts.Load, cfg, sections, subscribers, a.broker.Report, a.log)
+	live := config.NewLive(config.LiveParts{File: a.opts.File, Load: a.opts.Load, Started: cfg, Sections: sections, Take: from.take}, subscribers, a.broker.Report, a.log)
 	a.background("configuration", func(ctx context.Context) { live.Run(ctx, a.opts.Reload) })
 	stopping, stop := context.WithCancel(context.Background())
 	api := &http.Server{
 		Handler: admin.NewHandler(admin.Parts{
-			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Poller: poller, Sources: cfg.From, Receivers: inboxes, Publisher: publisher, Quarantine: held,
+			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Poller: poller, Sources: from.current, Receivers: inboxes, Publisher: publisher, Quarantine: held,
 			Registry: subscribers, Fleet: fleet, Egress: a.rules, Config: live, DeadLetters: dead, Books: kept, Gatherer: metrics, Log: a.log, Stopping: stopping,
 		}, cfg.Listen.AdminToken),
 		ReadHeaderTimeout: 10 * time.Second,

@@ -55,45 +55,6 @@ type Config struct {
 	Warnings []Problem
 }
 
-// Sources are where events come from, by how they come. One source may be in several.
-type Sources struct {
-	Pushed   []ingress.Source
-	Polled   []Polled
-	Received []receive.Source
-}
-
-// From gives all sources.
-func (c *Config) From() Sources { return Sources{c.Sources, c.Polled, c.Received} }
-
-// Names are those of all sources, sorted.
-func (s Sources) Names() []string {
-	names := s.NotPushed()
-	for _, p := range s.Pushed {
-		names = append(names, p.Name)
-	}
-	slices.Sort(names)
-	return names
-}
-
-// NotPushed are the names of those that send nothing to the ingress themselves, sorted.
-func (s Sources) NotPushed() []string {
-	var names []string
-	for _, p := range s.Polled {
-		names = append(names, p.Name)
-	}
-	for _, r := range s.Received {
-		names = append(names, r.Name)
-	}
-	names = slices.DeleteFunc(names, func(name string) bool {
-		return slices.ContainsFunc(s.Pushed, func(p ingress.Source) bool { return p.Name == name })
-	})
-	slices.Sort(names)
-	return slices.Compact(names)
-}
-
-// Count is how many sources there are.
-func (c *Config) Count() int { return len(c.From().Names()) }
-
 // Listen is where gridfan answers HTTP.
 type Listen struct {
 	// Public is the address of the ingress. Default ":8080".

@@ -19,22 +19,35 @@ import (
 	"github.com/gridfan/gridfan/subscribers/registry"
 )
 
-// Live keeps a running gridfan at what its file declares: the subscribers and
+// Live keeps a running gridfan at what its file declares: the sources, subscribers and
 // endpoints of the file are taken over when it changes, and the rest of it is
 // compared. A file with mistakes changes nothing.
 type Live struct {
-	file     string // empty: there is none
-	load     func() (*Config, error)
+	LiveParts
 	registry *registry.Registry
 	report   func(what, about string, attrs map[string]any)
 	log      *slog.Logger
 
-	one sync.Mutex // held while the file is read and taken over
+	one     sync.Mutex // held while the file is read and taken over; guards sources
+	sources Sources    // that are at work
 
 	mu    sync.Mutex // guards all below
 	state State
 	seen  map[string]stamp // the files that were read, as they were then
 	tried time.Time
+}
+
+// LiveParts are what Live takes a file over with.
+type LiveParts struct {
+	// File is where Load has it from; both are empty for a gridfan without one.
+	File string
+	Load func() (*Config, error)
+	// Started is the configuration that has been taken over, and Sections its digests.
+	Started  *Config
+	Sections map[string]string
+	// Take makes sources those at work, when they can be. With an error nothing has
+	// changed.
+	Take func(context.Context, Sources) error
 }
 
 // State is what a running gridfan knows of its configuration.
@@ -47,7 +60,8 @@ type State struct {
 	Problems []string `json:"problems,omitempty"`
 	// NeedsRestart are the sections that are not yet as in the file.
 	NeedsRestart []string `json:"needsRestart,omitempty"`
-	// Sections are digests of those that it was started with; see Sections.
+	// Sections are digests of those that it was started with, and of the sources at
+	// work; see Sections.
 	Sections map[string]string `json:"sections"`
 }
 
@@ -56,6 +70,9 @@ type Result struct {
 	Changes []registry.Change `json:"changes"`
 	// NeedsRestart are the sections that differ and are not taken over.
 	NeedsRestart []string `json:"needsRestart"`
+	// NeedsFile are those that differ, and are taken over from gridfan's own file
+	// alone.
+	NeedsFile []string `json:"needsFile,omitempty"`
 	// Problems are what could not be done; all the rest was.
 	Problems []string `json:"problems,omitempty"`
 }
@@ -78,8 +95,12 @@ const (
 	liveTimeout = 5 * time.Minute
 )
 
+// sectionSources is the section that is taken over from gridfan's own file alone: who
+// may use the API is not to say where gridfan goes with its credentials.
+const sectionSources = "sources"
+
 // Sections gives digests of the parts of a configuration that are only read at a
-// start. They tell nothing of secrets, so a change of these alone is not seen.
+// start, and of the sources. They tell nothing of secrets, so a change of these alone is not seen.
 func (c *Config) Sections() map[string]string {
 	b := c.Broker
 	b.URL, b.MaxBytes = secret.URL(b.URL), 0
@@ -96,7 +117,7 @@ func (c *Config) Sections() map[string]string {
 	}
 	sections := map[string]string{}
 	for name, parts := range map[string]any{
-		"listen": c.Listen, "broker": []any{b, c.ClientsTLS, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, "sources": []any{c.Sources, polled, received}, "egress": c.Egress,
+		"listen": c.Listen, "broker": []any{b, c.ClientsTLS, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, sectionSources: []any{c.Sources, polled, received}, "egress": c.Egress,
 	} {
 		text, err := json.Marshal(parts)
 		if err != nil {
@@ -119,19 +140,18 @@ func Differing(a, b map[string]string) []string {
 	return differ
 }
 
-// NewLive begins with a configuration that has been taken over. file is where load
-// has it from; both are empty for one without.
-func NewLive(file string, load func() (*Config, error), started *Config, sections map[string]string, r *registry.Registry, report func(what, about string, attrs map[string]any), log *slog.Logger) *Live {
-	l := &Live{file: file, load: load, registry: r, report: report, log: log}
-	l.state = State{File: file, Loaded: time.Now().UTC(), Sections: sections}
+// NewLive begins with a configuration that has been taken over.
+func NewLive(p LiveParts, r *registry.Registry, report func(what, about string, attrs map[string]any), log *slog.Logger) *Live {
+	l := &Live{LiveParts: p, registry: r, report: report, log: log, sources: p.Started.From()}
+	l.state = State{File: p.File, Loaded: time.Now().UTC(), Sections: p.Sections}
 	l.tried = time.Now()
-	l.look(started.Files)
+	l.look(p.Started.Files)
 	return l
 }
 
 // Run takes the file over whenever it changes, and at every signal, until ctx ends.
 func (l *Live) Run(ctx context.Context, reload <-chan os.Signal) {
-	if l.load == nil {
+	if l.Load == nil {
 		return
 	}
 	t := time.NewTicker(watchEvery)
@@ -141,7 +161,7 @@ func (l *Live) Run(ctx context.Context, reload <-chan os.Signal) {
 		case <-ctx.Done():
 			return
 		case <-reload:
-			l.log.Info("reading the configuration file again, as the signal asks", "file", l.file)
+			l.log.Info("reading the configuration file again, as the signal asks", "file", l.File)
 		case <-t.C:
 			if !l.changed() {
 				continue
@@ -163,7 +183,7 @@ func (l *Live) State() State {
 // Reload reads the file and takes it over; with dryRun it only says what that
 // would change. An error of type Errors is about the file.
 func (l *Live) Reload(ctx context.Context, dryRun bool) (Result, error) {
-	if l.load == nil {
+	if l.Load == nil {
 		return Result{}, ErrNoFile
 	}
 	l.one.Lock()
@@ -171,7 +191,7 @@ func (l *Live) Reload(ctx context.Context, dryRun bool) (Result, error) {
 	l.mu.Lock()
 	l.tried = time.Now()
 	l.mu.Unlock()
-	c, err := l.load()
+	c, err := l.Load()
 	if err != nil {
 		if !dryRun {
 			l.look(l.files()) // as they are now: not again until they change
@@ -182,7 +202,19 @@ func (l *Live) Reload(ctx context.Context, dryRun bool) (Result, error) {
 	if !dryRun {
 		l.look(c.Files)
 	}
-	res, err := l.apply(ctx, c.Endpoints, c.Subscribers, c.Sections(), dryRun, l.registry.Sync)
+	from, sections := c.From(), c.Sections()
+	changes := l.sources.Changes(from)
+	if len(changes) > 0 && !dryRun {
+		if err := l.Take(ctx, from); err != nil {
+			bad := Errors{{File: l.File, Line: 1, Column: 1, Path: sectionSources, Message: err.Error()}}
+			l.bad([]string{bad.Error()})
+			return Result{}, bad
+		}
+		l.sources = from
+	}
+	sections[sectionSources] = l.State().Sections[sectionSources] // it is taken over
+	res, err := l.apply(ctx, c.Endpoints, c.Subscribers, sections, dryRun, l.registry.Sync)
+	res.Changes = append(changes, res.Changes...)
 	if err != nil || dryRun {
 		return res, err
 	}
@@ -192,6 +224,8 @@ func (l *Live) Reload(ctx context.Context, dryRun bool) (Result, error) {
 	l.mu.Lock()
 	was := l.state
 	l.state.Loaded, l.state.Problems, l.state.NeedsRestart = time.Now().UTC(), res.Problems, res.NeedsRestart
+	l.state.Sections = maps.Clone(l.state.Sections)
+	l.state.Sections[sectionSources] = c.Sections()[sectionSources]
 	l.mu.Unlock()
 	differences := 0
 	for _, c := range res.Changes {
@@ -199,9 +233,9 @@ func (l *Live) Reload(ctx context.Context, dryRun bool) (Result, error) {
 			differences++
 		}
 	}
-	l.report("config.loaded", "file", map[string]any{"file": l.file, "changes": differences, "needsRestart": res.NeedsRestart})
+	l.report("config.loaded", "file", map[string]any{"file": l.File, "changes": differences, "needsRestart": res.NeedsRestart})
 	if len(res.NeedsRestart) > 0 && !slices.Equal(was.NeedsRestart, res.NeedsRestart) {
-		l.log.Warn("the configuration file has changed in sections that are only read at a start", "file", l.file, "sections", res.NeedsRestart)
+		l.log.Warn("the configuration file has changed in sections that are only read at a start", "file", l.File, "sections", res.NeedsRestart)
 	}
 	for _, p := range res.Problems {
 		l.log.Error("the configuration file is not taken over as a whole", "problem", p)
@@ -221,7 +255,7 @@ func (l *Live) bad(problems []string) {
 	for _, p := range problems {
 		l.log.Error("the configuration file has a mistake, so nothing of it is taken over", "problem", p)
 	}
-	l.report("config.rejected", "file", map[string]any{"file": l.file, "mistakes": len(problems)})
+	l.report("config.rejected", "file", map[string]any{"file": l.File, "mistakes": len(problems)})
 }
 
 // Apply makes the subscribers and endpoints that files declare those given, which
@@ -240,6 +274,10 @@ func (l *Live) apply(
 	res := Result{NeedsRestart: []string{}}
 	if sections != nil {
 		res.NeedsRestart = Differing(l.State().Sections, sections)
+		if i := slices.Index(res.NeedsRestart, sectionSources); i >= 0 {
+			res.NeedsRestart = slices.Delete(res.NeedsRestart, i, i+1)
+			res.NeedsFile = []string{sectionSources}
+		}
 	}
 	var err error
 	if res.Changes, err = l.registry.Plan(ctx, endpoints, subscribers); err != nil || dryRun {
@@ -259,7 +297,7 @@ func (l *Live) apply(
 // look notes how the files are now.
 func (l *Live) look(files []string) {
 	seen := map[string]stamp{}
-	for _, name := range append([]string{l.file}, files...) {
+	for _, name := range append([]string{l.File}, files...) {
 		if name != "" {
 			seen[name] = stampOf(name)
 		}

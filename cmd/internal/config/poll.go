@@ -1,9 +1,6 @@
 package config
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"net/url"
 	"slices"
@@ -131,15 +128,8 @@ func (p Polled) redacted() Polled {
 	return p
 }
 
-// Version stands for all of the source's configuration.
-func (p *Polled) Version() string {
-	text, err := json.Marshal(p)
-	if err != nil {
-		text = []byte(err.Error()) // not with the types here
-	}
-	sum := sha256.Sum256(text)
-	return hex.EncodeToString(sum[:8])
-}
+// Version stands for all of the source's configuration, its secrets among it.
+func (p *Polled) Version() string { return digest(p) }
 
 // pattern reads how a source's events come, and complains about keys that do not
 // go with it. Without a word of the operator's the keys tell.
