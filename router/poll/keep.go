@@ -89,6 +89,11 @@ type keeper interface {
 	recall(ctx context.Context, source string, from uint64, each func(sequence uint64, block []byte) error) error
 	// forget drops blocks before a sequence.
 	forget(ctx context.Context, source string, before uint64) error
+	// hold tells other processes that an identity, by its key, is to be left alone for
+	// a while, and heldFor how long it still is.
+	// Both give the number of the hold.
+	hold(ctx context.Context, key string, d time.Duration) (uint64, error)
+	heldFor(ctx context.Context, key string) (time.Duration, uint64, error)
 }
 
 var (
@@ -247,6 +252,14 @@ func (k *brokerKeeper) recall(ctx context.Context, source string, from uint64, e
 
 func (k *brokerKeeper) forget(ctx context.Context, source string, before uint64) error {
 	return k.known.Purge(ctx, jetstream.WithPurgeSubject(broker.Known(source)), jetstream.WithPurgeSequence(before))
+}
+
+func (k *brokerKeeper) hold(ctx context.Context, key string, d time.Duration) (uint64, error) {
+	return k.broker.Hold(ctx, key, d)
+}
+
+func (k *brokerKeeper) heldFor(ctx context.Context, key string) (time.Duration, uint64, error) {
+	return k.broker.Held(ctx, key)
 }
 
 func (k *brokerKeeper) close() { k.conn.Close() }

@@ -136,13 +136,29 @@ func (p *Poller) Apply(sources []Source) {
 	for _, s := range want {
 		p.begin(s, len(want), len(sources))
 	}
+	p.share()
+}
+
+// share tells budgets whom they are for. The caller holds mu.
+func (p *Poller) share() {
+	all, lowest := map[string]int{}, map[string]float64{}
+	for _, r := range p.sources {
+		if all[r.Identity]++; all[r.Identity] == 1 || r.Budget < lowest[r.Identity] {
+			lowest[r.Identity] = r.Budget
+		}
+	}
+	for identity, b := range p.budgets {
+		if all[identity] > 0 {
+			b.declare(all[identity], lowest[identity])
+		}
+	}
 }
 
 // begin starts one of n sources. The caller holds mu.
 func (p *Poller) begin(cfg Source, n, all int) {
 	b := p.budgets[cfg.Identity]
 	if b == nil {
-		b = newBudget(cfg.Budget)
+		b = newBudget(cfg.Identity, cfg.Budget)
 		p.budgets[cfg.Identity] = b
 	}
 	ttl := p.ttl

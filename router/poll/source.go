@@ -94,9 +94,13 @@ func (s *source) run(stopping context.Context) {
 	if sleep(stopping, s.delay) != nil {
 		return
 	}
+	defer s.budget.away(s.ID(), false)
 	for stopping.Err() == nil {
 		l, err := s.keeper.lease(stopping, s.ID(), s.ttl)
 		if l == nil {
+			if err == nil {
+				s.budget.away(s.ID(), true)
+			}
 			if err != nil && stopping.Err() == nil {
 				s.log.Debug("lease not taken, trying again", "error", err)
 			}
@@ -105,6 +109,7 @@ func (s *source) run(stopping context.Context) {
 			}
 			continue
 		}
+		s.budget.away(s.ID(), false)
 		s.hold(stopping, l)
 		l.Release()
 	}
@@ -122,7 +127,7 @@ func (s *source) hold(stopping context.Context, l held) {
 	s.lease, s.pace = l, newPace(s.Every)
 	s.seen, s.columns, s.list, s.chain, s.failures, s.throttles, s.looks = overlap{}, columns{}, nil, nil, 0, 0, 0
 	s.counted, s.purged, s.looping = 0, 0, false
-	s.budget.join(s.pace, s.Budget)
+	s.budget.join(s.pace)
 	s.setHolding(true)
 	defer func() {
 		s.setHolding(false)
@@ -444,6 +449,9 @@ func (s *source) ask(asking context.Context) (began time.Time, _ *Page, _ error)
 	if err != nil {
 		return began, nil, errInterrupted
 	}
+	if until, held := s.elsewhere(ctx); held {
+		return began, nil, &heldOff{until}
+	}
 	began = time.Now()
 	if err := s.open(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -473,6 +481,31 @@ func (s *source) ask(asking context.Context) (began time.Time, _ *Page, _ error)
 		return began, nil, err
 	}
 	return began, p, nil
+}
+
+// heldOff is the error of a request that was not made, because another process was told
+// to wait.
+type heldOff struct{ until time.Time }
+
+func (*heldOff) Error() string { return "another router was told to wait" }
+
+// elsewhereWait is how long the broker may take to say whether another process was told
+// to wait. Without it nothing could be stored either.
+const elsewhereWait = 2 * time.Second
+
+// elsewhere says whether another process was told that this identity is to be left
+// alone. It is asked before each request, so that nobody acts on what is no longer so.
+func (s *source) elsewhere(ctx context.Context) (until time.Time, held bool) {
+	asking, cancel := context.WithTimeout(ctx, elsewhereWait)
+	defer cancel()
+	left, number, err := s.keeper.heldFor(asking, s.budget.key)
+	if err != nil && ctx.Err() == nil {
+		s.log.Debug("whether another router was told to wait is not known", "error", err)
+	}
+	if err != nil || left <= 0 {
+		return until, false
+	}
+	return s.budget.throttledElsewhere(time.Now(), left, number)
 }
 
 // check holds a page to what a Fetcher promises.
@@ -523,7 +556,12 @@ func checkCursor(c json.RawMessage) error {
 func (s *source) refused(work context.Context, began time.Time, err error) error {
 	now := time.Now()
 	var throttled *Throttled
+	var held *heldOff
 	switch {
+	case errors.As(err, &held):
+		s.next = held.until
+		s.update(func(st *Status) { st.Lost += seconds(s.next.Sub(now)) })
+		return nil
 	case errors.As(err, &throttled):
 		after := throttled.After
 		if after <= 0 {
@@ -531,6 +569,13 @@ func (s *source) refused(work context.Context, began time.Time, err error) error
 		}
 		s.throttles++
 		s.next = s.budget.throttled(now, began, after)
+		telling, cancel := context.WithTimeout(work, elsewhereWait)
+		if number, err := s.keeper.hold(telling, s.budget.key, s.next.Sub(now)); err == nil {
+			s.budget.told(number)
+		} else {
+			s.log.Warn("other routers do not know that the source wants to be left alone", "error", err)
+		}
+		cancel()
 		s.update(func(st *Status) {
 			st.Throttles++
 			st.Lost += seconds(s.next.Sub(now))
