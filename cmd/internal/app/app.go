@@ -171,8 +171,13 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		}
 	}
 
-	recorder, err := deliver.NewRecorder(ctx, a.broker, a.log)
-	if err != nil {
+	// A broker that is there may still elect leaders, so what is asked of it from here
+	// on is asked again for a while.
+	var recorder *deliver.Recorder
+	if err := a.settle(ctx, "recorder", func() (err error) {
+		recorder, err = deliver.NewRecorder(ctx, a.broker, a.log)
+		return err
+	}); err != nil {
 		return err
 	}
 	a.onStop("recorder", func(context.Context) error { recorder.Close(); return nil })
@@ -186,38 +191,55 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		a.onStop("positions", func(context.Context) error { positions.Close(); return nil })
 	}
 
-	subscribers, err := registry.Open(ctx, a.broker, a.log)
-	if err != nil {
+	var subscribers *registry.Registry
+	if err := a.settle(ctx, "subscribers", func() (err error) {
+		if subscribers, err = registry.Open(ctx, a.broker, a.log); err != nil {
+			return err
+		}
+		if err := subscribers.Sweep(ctx); err != nil {
+			return fmt.Errorf("clear deleted subscribers: %w", err)
+		}
+		return nil
+	}); err != nil {
 		return err
 	}
-	if err := subscribers.Sweep(ctx); err != nil {
-		return fmt.Errorf("clear deleted subscribers: %w", err)
-	}
 	var refused *registry.RefusedError
-	if err := subscribers.Sync(ctx, cfg.Endpoints, cfg.Subscribers); errors.As(err, &refused) {
+	if err := a.settle(ctx, "configuration file", func() error {
+		return subscribers.Sync(ctx, cfg.Endpoints, cfg.Subscribers)
+	}); errors.As(err, &refused) {
 		// One subscriber does not keep the others from being served.
 		a.log.Error("the configuration file is not taken over as a whole", "problem", err)
 	} else if err != nil {
 		return err
 	}
 	metrics.MustRegister(registry.NewBacklogMetrics(subscribers, a.log))
-	board, err := deliver.NewBoard(ctx, a.broker, a.log)
-	if err != nil {
+	var board *deliver.Board
+	if err := a.settle(ctx, "breakers' board", func() (err error) {
+		board, err = deliver.NewBoard(ctx, a.broker, a.log)
+		return err
+	}); err != nil {
 		return err
 	}
 	a.onStop("breakers' board", func(context.Context) error { board.Close(); return nil })
-	fleet, err := registry.StartFleet(ctx, subscribers, deliver.Parts{
+	working := deliver.Parts{
 		Broker: a.broker, Recorder: recorder, Metrics: deliver.NewMetrics(metrics), Board: board, Positions: positions, Log: a.log,
-	}, a.newSender, a.log)
-	if err != nil {
+	}
+	var fleet *registry.Fleet
+	if err := a.settle(ctx, "workers", func() (err error) {
+		fleet, err = registry.StartFleet(ctx, subscribers, working, a.newSender, a.log)
+		return err
+	}); err != nil {
 		return err
 	}
 	a.onStop("subscribers", func(context.Context) error { fleet.Stop(a.opts.Grace); return nil })
 	a.pull.Ready()
-	dead, err := deadletters.Open(ctx, deadletters.Parts{
-		Broker: a.broker, Recorder: recorder, Registry: subscribers, Fleet: fleet, Compile: compile, Log: a.log,
-	})
-	if err != nil {
+	var dead *deadletters.Store
+	if err := a.settle(ctx, "dead letters", func() (err error) {
+		dead, err = deadletters.Open(ctx, deadletters.Parts{
+			Broker: a.broker, Recorder: recorder, Registry: subscribers, Fleet: fleet, Compile: compile, Log: a.log,
+		})
+		return err
+	}); err != nil {
 		return err
 	}
 	a.onStop("jobs", func(context.Context) error { dead.Close(); return nil })
@@ -228,15 +250,18 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	// Begun before anything is published and ended after: what is counted here
 	// is compared with what is in the streams.
 	names := cfg.From().Names()
-	kept, err := books.Open(ctx, books.Parts{
-		Broker: a.broker, Registry: subscribers, Sources: names, Log: a.log, Breaker: fleet.Breaker, Counted: tally.Save, Spooled: a.spooled,
-	})
-	if err != nil {
+	var kept *books.Books
+	if err := a.settle(ctx, "books", func() (err error) {
+		kept, err = books.Open(ctx, books.Parts{
+			Broker: a.broker, Registry: subscribers, Sources: names, Log: a.log, Breaker: fleet.Breaker, Counted: tally.Save, Spooled: a.spooled,
+		})
+		return err
+	}); err != nil {
 		return err
 	}
 	a.onStop("books", func(ctx context.Context) error { kept.Close(ctx); return nil })
 	metrics.MustRegister(kept.Metrics())
-	if err := tally.Start(ctx, a.broker, a.log); err != nil {
+	if err := a.settle(ctx, "counts of the sources", func() error { return tally.Start(ctx, a.broker, a.log) }); err != nil {
 		return err
 	}
 	a.onStop("counts of the sources", func(ctx context.Context) error { tally.Stop(ctx); return nil })
@@ -252,8 +277,11 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		a.onStop("spool", func(context.Context) error { publishing.Spool.Close(); return nil })
 		publishing.IndexDir = filepath.Join(cfg.Spool.Dir, "dedup")
 	}
-	publisher, err := publish.New(ctx, a.broker, publishing)
-	if err != nil {
+	var publisher *publish.Publisher
+	if err := a.settle(ctx, "publisher", func() (err error) {
+		publisher, err = publish.New(ctx, a.broker, publishing)
+		return err
+	}); err != nil {
 		return err
 	}
 	a.onStop("publisher", func(context.Context) error { return publisher.Close() })
@@ -265,8 +293,11 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	}
 	from := &sources{app: a, ingress: in, inboxes: inboxes, books: kept, held: quarantine.NewMetrics(metrics, names...)}
 	from.now.Store(new(cfg.From()))
-	held, err := quarantine.Open(ctx, a.broker, publisher, reparse(in, from.current, inboxes), from.held)
-	if err != nil {
+	var held *quarantine.Store
+	if err := a.settle(ctx, "quarantine", func() (err error) {
+		held, err = quarantine.Open(ctx, a.broker, publisher, reparse(in, from.current, inboxes), from.held)
+		return err
+	}); err != nil {
 		return err
 	}
 
@@ -275,7 +306,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	poller := poll.New(poll.Parts{Broker: a.broker, Publish: marked(publisher), Metrics: poll.NewMetrics(metrics), Log: a.log})
-	if err := poller.Start(ctx); err != nil {
+	if err := a.settle(ctx, "polling", func() error { return poller.Start(ctx) }); err != nil {
 		return fmt.Errorf("polling: %w", err)
 	}
 	a.onStop("pollers", func(ctx context.Context) error { poller.Stop(ctx); return nil })
@@ -350,6 +381,29 @@ func (a *App) openBroker(ctx context.Context, cfg broker.Config) (*broker.Broker
 		case <-time.After(wait):
 		case <-ctx.Done():
 			return nil, err
+		}
+	}
+}
+
+// settleFor is how long a start asks a broker again that does not do what it needs at the
+// moment: a cluster elects a leader within seconds, and a server that is restarted is
+// back within a minute. After it the start fails, and whoever runs gridfan knows.
+const settleFor = 2 * time.Minute
+
+// settle does a step of the start until the broker does its part, and says so. A step
+// that has failed has left nothing behind.
+func (a *App) settle(ctx context.Context, what string, step func() error) error {
+	began := time.Now()
+	for wait := 250 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		err := step()
+		if err == nil || ctx.Err() != nil || !broker.Away(err) || time.Since(began) > settleFor {
+			return err
+		}
+		a.log.Warn("the broker does not do what the start needs, trying again", "step", what, "error", err, "again_in", wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return err
 		}
 	}
 }

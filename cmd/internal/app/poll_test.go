@@ -389,14 +389,14 @@ func TestPollKill(t *testing.T) {
 	}
 }
 
-// Three replicas, of which one is killed every few seconds: each page is fetched by
+// Three replicas on a cluster of three servers; one replica is killed every few seconds: each page is fetched by
 // one at a time, and nothing is skipped.
 func TestPollReplicas(t *testing.T) {
-	broker := brokertest.NewServer(t)
+	broker := brokertest.NewCluster(t)
 	in, e := newInbox(t), newEstate(t)
 	file := filepath.Join(t.TempDir(), "gridfan.yaml")
 	text := fmt.Sprintf(`listen: { public: { addr: "127.0.0.1:0" }, admin: { addr: "127.0.0.1:0" } }
-broker: { url: %q, durability: sync-always }
+broker: { url: %q, replicas: 3, durability: sync-always }
 sources:
 %ssubscribers:
 %s`, broker.URL(), e.source("crm", ""), subscriber("all", in.url+"/all", ""))
