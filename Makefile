@@ -9,15 +9,63 @@ FUZZTIME = 30s
 ROUNDS = 100
 CUTS = 20
 RUN = .
+# Where make image-push pushes to, as REGISTRY/NAME:TAG; several apart by spaces.
+IMAGE =
+# Its times and labels are the commit's, so that two builds have one digest.
+IMAGE_BUILD = go run ./cmd/internal/image build -version '$(VERSION)' \
+	-revision "$$(git rev-parse HEAD 2>/dev/null || true)" -created "$$(git log -1 --format=%ct 2>/dev/null || echo 0)"
+# With Go's own tools a module that only make sbom needs stays out of go.mod.
+CYCLONEDX = github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+ACTIONLINT = github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 
 .DEFAULT_GOAL = build
-.PHONY: help build test lint fuzz torture node cds postgres clients golden run bench bicep check check-full
+.PHONY: help build release image image-push sbom container test lint fuzz torture node cds postgres clients workflows golden run bench bicep bicepcheck check check-full
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
 
 build: ## bin/gridfan, static, stamped with its version
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/gridfan ./cmd/gridfan
+
+image: ## bin/gridfan-image, an OCI layout for amd64 and arm64, and .tar for docker load
+	@mkdir -p bin
+	$(IMAGE_BUILD) -out bin/gridfan-image
+
+image-push: image ## push it to IMAGE=registry/name:tag; docker login first
+	@[ -n "$(IMAGE)" ] || { echo "make image-push: say where to, as in make image-push IMAGE=ghcr.io/gridfan/gridfan:v1" >&2; exit 1; }
+	go run ./cmd/internal/image push -from bin/gridfan-image $(IMAGE)
+
+sbom: ## bin/gridfan.cdx.json, a CycloneDX list of what is compiled into gridfan
+	@mkdir -p bin
+	CGO_ENABLED=0 go run $(CYCLONEDX) app -json -licenses -std -packages=false -main cmd/gridfan -output bin/gridfan.cdx.json .
+
+# Windows wants its programs to end in .exe. A GOOS of the caller's would be that of
+# the tool that lists the parts, too.
+release: ## bin/release: binaries for all platforms, the list of their parts, checksums
+	rm -rf bin/release
+	@set -e; for p in linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64; do \
+		os=$${p%/*}; arch=$${p#*/}; file=bin/release/gridfan-$$os-$$arch; [ $$os != windows ] || file=$$file.exe; \
+		echo "go build $$file"; \
+		CGO_ENABLED=0 GOFLAGS= GOOS=$$os GOARCH=$$arch go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $$file ./cmd/gridfan; \
+	done
+	$(MAKE) sbom
+	cp bin/gridfan.cdx.json bin/release/
+	cd bin/release && sha256sum * >../SHA256SUMS && mv ../SHA256SUMS .
+
+# Built as the user, run as root; the mounts go with the mount namespace.
+container: export PATH := $(PATH):/usr/sbin:/sbin
+container: ## the image's file system, started as a runtime does: read-only, not root; needs root or sudo
+	@set -e; sudo=; \
+	if [ "$$(id -u)" != 0 ]; then sudo="sudo -n"; $$sudo true || { echo "make container: needs root: it mounts and changes users" >&2; exit 1; }; fi; \
+	tmp=$$(mktemp -d); trap '$$sudo rm -rf "$$tmp"' EXIT; \
+	go vet -tags container ./cmd/internal/image; \
+	go tool staticcheck -tags container -checks=all,inherit ./cmd/internal/image; \
+	$(IMAGE_BUILD) -version container -out "$$tmp/image" -platforms "linux/$$(go env GOARCH)"; \
+	go test -tags container -c -o "$$tmp/container" ./cmd/internal/image; \
+	cd "$$tmp"; $$sudo unshare --mount ./container -test.v -test.run '^TestContainer' -layout "$$tmp/image" -version container
+
+workflows: ## lint the hosted workflows
+	go run $(ACTIONLINT) -color
 
 # 15 minutes: some tests start brokers and applications, under the race
 # detector and perhaps on two cores.
@@ -104,9 +152,10 @@ postgres: ## polling against a real PostgreSQL, installed from packages where it
 		bin=$$(newest); \
 	fi; \
 	if [ ! -x "$$bin/initdb" ]; then echo "make postgres: there is no initdb in $${bin:-/usr/lib/postgresql}" >&2; exit 1; fi; \
-	go vet -tags postgres ./router/poll/sqlrows; \
-	go tool staticcheck -tags postgres -checks=all,inherit ./router/poll/sqlrows; \
-	go test -tags postgres -count=1 -v -run '$(RUN)' ./router/poll/sqlrows -pgbin "$$bin"
+	go vet -tags postgres ./router/poll/sqlrows ./cmd/internal/app; \
+	go tool staticcheck -tags postgres -checks=all,inherit ./router/poll/sqlrows ./cmd/internal/app; \
+	go test -tags postgres -count=1 -v -run '$(RUN)' ./router/poll/sqlrows -pgbin "$$bin"; \
+	go test -tags postgres -count=1 -v -run 'Postgres' ./cmd/internal/app -pgbin "$$bin"
 
 clients: node ## JavaScript clients, unmodified, against gridfan; needs node and npm
 	go vet -tags clients ./cmd/internal/clients
@@ -131,10 +180,23 @@ bicep: ## compile and lint the templates; needs the Bicep CLI
 	@command -v bicep >/dev/null || { echo "make bicep: the Bicep CLI is missing; see https://aka.ms/bicep-install" >&2; exit 1; }
 	@set -e; files=$$(find bicep -name '*.bicep' -o -name '*.bicepparam'); \
 	if [ -z "$$files" ]; then echo "make bicep: bicep/ has no templates" >&2; exit 1; fi; \
-	for f in $$files; do case $$f in \
+	for f in $$files; do \
+		echo "bicep lint $$f"; out=$$(bicep lint "$$f" 2>&1) || { echo "$$out"; exit 1; }; \
+		if echo "$$out" | grep -E ' : (Error|Warning) '; then echo "make bicep: warnings count, too" >&2; exit 1; fi; \
+		case $$f in \
 		*.bicepparam) echo "bicep build-params $$f"; bicep build-params "$$f" --stdout >/dev/null;; \
-		*) echo "bicep lint $$f"; bicep lint "$$f"; bicep build "$$f" --stdout >/dev/null;; \
+		*) echo "bicep build $$f"; bicep build "$$f" --stdout >/dev/null;; \
 	esac; done
+
+# BICEPCHECK is the folder of an offline checker of Bicep, a Go module, with the data of
+# resource types beside it, in azure-types.
+BICEPCHECK =
+bicepcheck: ## check the templates without the Bicep CLI, by the checker in BICEPCHECK
+	@if [ ! -f "$(BICEPCHECK)/go.mod" ]; then echo "make bicepcheck: BICEPCHECK=$(BICEPCHECK) is no checker" >&2; exit 1; fi
+	@set -e; files=; for f in bicep/main.bicep bicep/subscriptions.bicep bicep/*.bicepparam; do files="$$files $(CURDIR)/$$f"; done; \
+	out=$$(cd "$(BICEPCHECK)" && go run . -types ../azure-types $$files 2>&1) || { echo "$$out"; exit 1; }; \
+	if [ -n "$$out" ]; then echo "$$out"; echo "make bicepcheck: warnings count, too" >&2; exit 1; fi; \
+	echo "bicepcheck found nothing in $$(echo $$files | wc -w) files and their modules"
 
 # One after another also under -j: tests beside a lint time out on small machines.
 check: ## lint, test and build: what every change must pass
@@ -148,4 +210,8 @@ check-full: ## what takes longer or needs more of the machine; CI runs it after 
 	$(MAKE) postgres
 	$(MAKE) torture ROUNDS=25
 	$(MAKE) clients
-	@echo "check-full ran: every fuzz target for half a minute, polling against an OData server and PostgreSQL, the crash tests with 25 kills and $(CUTS) power cuts, and clients of another language"
+	$(MAKE) image
+	$(MAKE) container
+	$(MAKE) sbom
+	$(MAKE) workflows
+	@echo "check-full ran: every fuzz target for half a minute, polling against an OData server and PostgreSQL, the crash tests with 25 kills and $(CUTS) power cuts, clients of another language, and the container image, read-only and not as root"

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -12,9 +13,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/Azure/go-amqp"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/gridfan/gridfan/infra/amqptest"
+	"github.com/gridfan/gridfan/infra/blobtest"
 )
 
 func TestMain(m *testing.M) {
@@ -23,6 +28,9 @@ func TestMain(m *testing.M) {
 
 // The command line as a user types it: testdata/script.
 func TestScripts(t *testing.T) {
+	dead := blobtest.Start(t, "deadletters")
+	bus := amqptest.Start(t, amqptest.Options{})
+	queue := bus.Queue("orders", amqptest.QueueOptions{})
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
@@ -35,6 +43,8 @@ func TestScripts(t *testing.T) {
 			}
 			e.Setenv("GRIDFAN_ADMIN", "http://"+e.Getenv("ADMIN"))
 			e.Setenv("GRIDFAN_INGRESS", "http://"+e.Getenv("PUBLIC"))
+			e.Setenv("BLOBS", dead.ConnectionString())
+			e.Setenv("BUS", "Endpoint=sb://"+bus.Addr+";SharedAccessKeyName=n;SharedAccessKey=a2V5LWtleS1rZXk=;UseDevelopmentEmulator=true")
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -45,6 +55,10 @@ func TestScripts(t *testing.T) {
 			"changes":  cmdChanges,
 			"purge":    cmdPurge,
 			"post":     cmdPost,
+			"json":     cmdJSON,
+			"dead": func(ts *testscript.TestScript, not bool, args []string) {
+				cmdDead(ts, not, args, dead, queue)
+			},
 		},
 		RequireExplicitExec: true,
 	})
@@ -74,6 +88,25 @@ func answers(url string) error {
 		return fmt.Errorf("%s answers %d", url, resp.StatusCode)
 	}
 	return nil
+}
+
+// cmdJSON looks whether every line of stdout, stderr or a file is a log record in
+// JSON, and whether there is one.
+func cmdJSON(ts *testscript.TestScript, _ bool, args []string) {
+	lines := strings.SplitSeq(strings.TrimSuffix(ts.ReadFile(args[0]), "\n"), "\n")
+	for line := range lines {
+		var r struct {
+			Time       time.Time
+			Level, Msg string
+		}
+		ts.Logf("%s", line)
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			ts.Fatalf("%q: %v", line, err)
+		}
+		if r.Time.IsZero() || r.Level == "" || r.Msg == "" {
+			ts.Fatalf("no time, level or msg in %s", line)
+		}
+	}
 }
 
 // cmdExpect runs a command of gridfan until it prints what a pattern matches.
@@ -139,6 +172,28 @@ func cmdReceived(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		return fmt.Errorf("nothing has come to %s", args[0])
 	}))
+}
+
+// cmdDead puts a file where senders put what they gave up: "dead blob NAME FILE" into
+// the container of $BLOBS, "dead queue FILE" into the dead letters of queue orders of
+// $BUS. "! dead blob" and "! dead queue" want that there are none.
+func cmdDead(ts *testscript.TestScript, not bool, args []string, container *blobtest.Server, queue *amqptest.Queue) {
+	switch {
+	case not && args[0] == "blob":
+		if left := container.Names(); len(left) > 0 {
+			ts.Fatalf("left: %q", left)
+		}
+	case not:
+		if n := queue.DeadLetters.Len(); n > 0 {
+			ts.Fatalf("%d are left", n)
+		}
+	case args[0] == "blob":
+		container.Put(args[1], ts.ReadFile(args[2]))
+	default:
+		queue.DeadLetters.Put(&amqp.Message{
+			Data: [][]byte{[]byte(ts.ReadFile(args[1]))}, ApplicationProperties: map[string]any{"DeadLetterReason": "MaxDeliveryCountExceeded"},
+		})
+	}
 }
 
 // cmdPurge does what "nats stream purge STREAM --subject SUBJECT" does.

@@ -175,14 +175,14 @@ func (f frame) field(i int) raw {
 	return f.fields[i]
 }
 
-// number reads an unsigned integer, 0 for anything else.
+// number reads an integer that is not negative, 0 for anything else.
 func number(v raw) uint64 {
 	if len(v) == 0 {
 		return 0
 	}
 	var n uint64
 	switch v[0] {
-	case 0x43, 0x44, 0x50, 0x52, 0x53, 0x60, 0x70, 0x80:
+	case 0x43, 0x44, 0x50, 0x52, 0x53, 0x54, 0x55, 0x60, 0x70, 0x71, 0x80, 0x81:
 		for _, b := range v[1:] {
 			n = n<<8 | uint64(b)
 		}

@@ -1,9 +1,10 @@
-// Package amqptest plays Azure Service Bus for tests: an AMQP 1.0 server on a
-// loopback address that the unchanged azservicebus client sends to and receives from.
-// It knows what that client asks for (v1.11.0; 2026-11): SASL, the claims of $cbs, the
-// link to $management, links that messages come in by, in several frames or in
-// batches, and links that they go out by, with locks, sessions and dead letters; see
-// Queue.
+// Package amqptest plays Azure Service Bus and Event Hubs for tests: an AMQP 1.0
+// server on a loopback address that the unchanged azservicebus client sends to and
+// receives from, and that the unchanged azeventhubs client reads. It knows what those
+// clients ask for (v1.11.0, v2.0.2; 2026-11): SASL, the claims of $cbs, the links to
+// $management, links that messages come in by, in several frames or in batches, and
+// links that they go out by: with locks, sessions and dead letters (see Queue), or
+// from a position in a partition on, with epochs (see Hub).
 package amqptest
 
 import (
@@ -88,6 +89,7 @@ type Server struct {
 	accepted int
 	closed   bool
 	queues   map[string]*Queue
+	hubs     map[string]*Hub
 
 	over chan struct{} // closed when the test ends
 }
@@ -102,7 +104,7 @@ func Start(t testing.TB, opts Options) *Server {
 	if opts.MaxMessage == 0 {
 		opts.MaxMessage = 1 << 20
 	}
-	s := &Server{Addr: l.Addr().String(), opts: opts, listener: l, conns: map[net.Conn]bool{}, queues: map[string]*Queue{}, over: make(chan struct{})}
+	s := &Server{Addr: l.Addr().String(), opts: opts, listener: l, conns: map[net.Conn]bool{}, queues: map[string]*Queue{}, hubs: map[string]*Hub{}, over: make(chan struct{})}
 	s.running.Go(s.accept)
 	t.Cleanup(func() {
 		l.Close()
@@ -206,6 +208,15 @@ type link struct {
 	room    int             // credit that is left
 	sent    map[uint32]sent // by id of the transfer
 	gone    bool
+
+	// Of a link that a Hub sends by, which guards them, and room and gone.
+	hub       *Hub
+	partition *partition
+	group     string // its consumer group
+	reader    string
+	epoch     int64
+	next      int64 // sequence number of what it gets next
+	number    int   // among the Hub's reads
 }
 
 // sent is a message that was given out.
@@ -303,8 +314,11 @@ func (c *conn) handle(f frame) error {
 	case codeDetach:
 		handle := uint32(number(f.field(0)))
 		if l := s.links[handle]; l != nil {
-			l.leave()
+			ended := l.leave()
 			delete(s.links, handle)
+			if ended {
+				return nil // this is their answer
+			}
 			c.write(frameAMQP, f.channel, codeDetach, []any{handle, true}, nil)
 		}
 	case codeEnd:
@@ -329,18 +343,26 @@ func (c *conn) leave() {
 	}
 }
 
-func (l *link) leave() {
-	if l.queue == nil {
-		return
+// leave takes a link from its queue or hub; ended says that we took it down before.
+func (l *link) leave() (ended bool) {
+	switch {
+	case l.hub != nil:
+		return l.part()
+	case l.queue != nil:
+		l.queue.mu.Lock()
+		l.gone = true
+		l.queue.mu.Unlock()
+		l.queue.leave(l)
 	}
-	l.queue.mu.Lock()
-	l.gone = true
-	l.queue.mu.Unlock()
-	l.queue.leave(l)
+	return false
 }
 
 // allow takes note of how much they can take (part 2, §2.6.7 of the transport).
 func (c *conn) allow(l *link, count, credit uint32) {
+	if l != nil && l.hub != nil {
+		l.allowed(count + credit)
+		return
+	}
 	if l == nil || l.queue == nil {
 		return
 	}
@@ -428,13 +450,16 @@ func (c *conn) attach(channel uint16, s *session, f frame) {
 	if !l.fromThem {
 		l.address = address(f.field(5))
 	}
-	entity := l.address != "$cbs" && !strings.HasSuffix(l.address, "/$management")
+	entity := l.address != "$cbs" && l.address != "$management" && !strings.HasSuffix(l.address, "/$management")
 	var refused *Error
 	if c.server.opts.Attach != nil && entity {
 		refused = c.server.opts.Attach(l.address)
 	}
 	if !l.fromThem && entity && refused == nil {
-		if l.queue = c.server.queue(l.address); l.queue == nil {
+		var found bool
+		if refused, found = c.server.read(l, f); found {
+			// refused says it
+		} else if l.queue = c.server.queue(l.address); l.queue == nil {
 			refused = &Error{"amqp:not-found", "The messaging entity '" + l.address + "' could not be found."}
 		}
 	}
@@ -469,8 +494,11 @@ func (c *conn) attach(channel uint16, s *session, f frame) {
 		return
 	}
 	s.links[handle] = l
-	if l.fromThem {
+	switch {
+	case l.fromThem:
 		c.credit(channel, handle, l)
+	case l.hub != nil:
+		l.join()
 	}
 }
 
@@ -575,6 +603,11 @@ func (c *conn) transfer(channel uint16, s *session, f frame) error {
 	}
 	if l.address == "$cbs" {
 		c.claim(channel, s, l.id, message)
+		return nil
+	}
+	if l.address == "$management" {
+		value, status, text := c.server.describe(message)
+		c.reply(channel, s, l, message, value, status, text)
 		return nil
 	}
 	if entity, ok := strings.CutSuffix(l.address, "/$management"); ok {

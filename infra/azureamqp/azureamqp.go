@@ -16,9 +16,12 @@ import (
 	"github.com/gridfan/gridfan/infra/egress"
 )
 
-// Scope is that of tokens for Service Bus, as its client asks for (azservicebus
-// v1.11.0, internal/sbauth; 2026-11).
-const Scope = "https://servicebus.azure.net//.default"
+// The scopes of tokens, as the clients ask for (azservicebus v1.11.0 and azeventhubs
+// v2.0.2, internal/sbauth; 2026-11).
+const (
+	Scope     = "https://servicebus.azure.net//.default"
+	HubsScope = "https://eventhubs.azure.net//.default"
+)
 
 // The ports of AMQP, secure and plain.
 const (
@@ -56,7 +59,7 @@ func Locate(namespace string, auth credentials.AzureAuth, entity string) (Addres
 			return Address{}, errors.New("its Endpoint is no address such as sb://contoso.servicebus.windows.net/")
 		}
 		if path := p["entitypath"]; path != "" && path != entity {
-			return Address{}, errors.New("its EntityPath is another queue or topic")
+			return Address{}, errors.New("its EntityPath is another queue, topic or hub")
 		}
 		host, plain = u.Host, strings.EqualFold(p["usedevelopmentemulator"], "true")
 	}
@@ -71,6 +74,12 @@ func Locate(namespace string, auth credentials.AzureAuth, entity string) (Addres
 		return Address{}, errors.New("want a host, as in contoso.servicebus.windows.net, without sb:// and without a path")
 	}
 	return Address{net.JoinHostPort(host, port), plain}, nil
+}
+
+// NamesEntity says whether a connection string names the queue, topic or hub that it
+// is for.
+func NamesEntity(connectionString string) bool {
+	return connection(connectionString)["entitypath"] != ""
 }
 
 // Secrets are the texts in auth that nobody may see, and the keys in a connection

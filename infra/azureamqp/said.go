@@ -4,6 +4,7 @@ import (
 	"errors"
 	"regexp"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azeventhubs/v2"
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
 	"github.com/Azure/go-amqp"
 )
@@ -15,7 +16,8 @@ var signature = regexp.MustCompile(`(?i)\b(sig|SharedAccessKey|SharedAccessSigna
 func Unsigned(text string) string { return signature.ReplaceAllString(text, "$1=<redacted>") }
 
 // quoted is a condition in the text of an error that does not give it otherwise
-// (azservicebus v1.11.0 wraps without Unwrap; go-amqp v1.7.0 writes this).
+// (azservicebus v1.11.0 and azeventhubs v2.0.2 wrap without Unwrap; go-amqp v1.7.0
+// writes this).
 var quoted = regexp.MustCompile(`(?s)\*Error\{Condition: ([^,]+), Description: (.*), Info: `)
 
 // Said gives the condition and description by which the service refused something, if
@@ -36,6 +38,11 @@ func ClaimStatus(err error) (int, bool) {
 		status := map[azservicebus.Code]int{azservicebus.CodeUnauthorizedAccess: 401, azservicebus.CodeNotFound: 404}[e.Code]
 		if _, _, ok := Said(err); !ok && status != 0 {
 			return status, true
+		}
+	}
+	if e, ok := errors.AsType[*azeventhubs.Error](err); ok && e.Code == azeventhubs.ErrorCodeUnauthorizedAccess {
+		if _, _, ok := Said(err); !ok {
+			return 401, true
 		}
 	}
 	var answer interface {

@@ -30,6 +30,7 @@ type Broker struct {
 	spool      bool // takes events while the real broker is away
 	log        *slog.Logger
 	durability Durability
+	identity   *identity // how external servers are met; nil without TLSConfig
 
 	// Only with the server in this process, else nil.
 	node    *node
@@ -54,7 +55,11 @@ var ErrAway = errors.New("the broker does not answer")
 // Open starts or reaches the server and declares the streams. cfg must be
 // valid. The caller closes the Broker.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Broker, error) {
-	return open(ctx, &Broker{cfg: cfg, log: log})
+	b := &Broker{cfg: cfg, log: log}
+	if !cfg.TLS.isZero() {
+		b.identity = &identity{cfg: cfg.TLS, log: log}
+	}
+	return open(ctx, b)
 }
 
 func open(ctx context.Context, b *Broker) (*Broker, error) {
@@ -74,6 +79,9 @@ func open(ctx context.Context, b *Broker) (*Broker, error) {
 func Away(err error) bool {
 	var dial *net.OpError
 	var api *jetstream.APIError
+	if refused(err) {
+		return false
+	}
 	const (
 		noLeader  = 10008 // JetStream system temporarily unavailable (these are of nats-server v2.15.2, server/errors.json)
 		notLeader = 10009 // JetStream cluster can not handle request
@@ -196,21 +204,41 @@ func (b *Broker) dial(name string, more ...nats.Option) (*nats.Conn, error) {
 	if b.node != nil {
 		opts, url = append(opts, nats.InProcessServer(b.node)), ""
 	} else {
+		// The client calls these one after another.
+		said := ""
 		opts = append(opts,
 			nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 				if err != nil {
 					b.log.Warn("broker away", "connection", name, "error", err)
 				}
 			}),
+			nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
+				// Five times a second: each trouble once.
+				if err, ok := b.cfg.explain(err); ok && err.Error() != said {
+					said = err.Error()
+					b.log.Warn("broker not back", "connection", name, "error", err)
+				}
+			}),
 			nats.ReconnectHandler(func(nc *nats.Conn) {
+				said = ""
 				b.log.Info("broker back", "connection", name, "url", nc.ConnectedUrlRedacted())
-			}))
+			}),
+			// A server that is being set up anew may not know us for a moment: without
+			// this the second refusal is final.
+			nats.IgnoreAuthErrorAbort())
+		if b.identity != nil {
+			opts = append(opts, b.identity.options()...)
+		}
+		if b.cfg.User != "" {
+			opts = append(opts, nats.UserInfo(b.cfg.User, b.cfg.Password.Reveal()))
+		}
 		if !b.cfg.Credentials.IsZero() {
 			opts = append(opts, nats.UserCredentialBytes([]byte(b.cfg.Credentials.Reveal())))
 		}
 	}
 	nc, err := nats.Connect(url, append(opts, more...)...)
 	if err != nil {
+		err, _ = b.cfg.explain(err)
 		return nil, fmt.Errorf("connect to the broker: %w", err)
 	}
 	b.mu.Lock()
@@ -326,7 +354,7 @@ type StreamUse struct {
 // Use tells how full the streams are.
 func (b *Broker) Use(ctx context.Context) ([]StreamUse, error) {
 	var use []StreamUse
-	names := []string{StreamEvents, StreamRetry, StreamDeadLetters, StreamQuarantine, StreamAttempts, StreamOps, StreamKnown}
+	names := []string{StreamEvents, StreamRetry, StreamDeadLetters, StreamQuarantine, StreamAttempts, StreamOps, StreamKnown, StreamHeld}
 	if b.spool {
 		names = []string{streamSpool}
 	}

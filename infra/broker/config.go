@@ -14,6 +14,10 @@ import (
 type Config struct {
 	// Dir is where the embedded server stores everything. Default "./data".
 	Dir string
+	// Ephemeral is the operator's word that Dir does not outlive the machine or
+	// container: what was accepted may be lost with it, and everybody who asks is
+	// told so.
+	Ephemeral bool
 	// Listen is the address at which other NATS clients reach the embedded
 	// server: "host:port", or "none" for no listener. Nobody is asked who they are
 	// and everything is allowed there, so it must be a loopback address. The default is 127.0.0.1:4222; when
@@ -28,6 +32,12 @@ type Config struct {
 	URL string
 	// Credentials is the text of a NATS .creds file for the external server.
 	Credentials secret.String
+	// User and Password log in at all of the external servers, those included that
+	// the first one tells of; what is in the URL holds for its own server only.
+	User     string
+	Password secret.String
+	// TLS is for external servers.
+	TLS TLSConfig
 	// Replicas is how many servers of a cluster keep each stream: 1 to 5,
 	// default 1. The embedded server is one.
 	Replicas int
@@ -94,6 +104,15 @@ func (c *Config) Validate() error {
 		if !c.Credentials.IsZero() {
 			errs = append(errs, errors.New("broker.credentials: only an external server (broker.url) asks for credentials"))
 		}
+		if c.User != "" {
+			errs = append(errs, errors.New("broker.user: only an external server (broker.url) asks for a user"))
+		}
+		if !c.Password.IsZero() {
+			errs = append(errs, errors.New("broker.password: only an external server (broker.url) asks for a password"))
+		}
+		if !c.TLS.isZero() {
+			errs = append(errs, errors.New("broker.tls: only connections to an external server (broker.url) are encrypted; broker.embedded.clients.tls is for subscribers' own NATS clients"))
+		}
 		if c.Listen != "" && c.Listen != "none" {
 			host, _, err := net.SplitHostPort(c.Listen)
 			ip := net.ParseIP(host)
@@ -105,6 +124,15 @@ func (c *Config) Validate() error {
 		}
 		return errors.Join(append(errs, c.Clients.validate()...)...)
 	}
+	switch {
+	case c.User != "" && c.Password.IsZero():
+		errs = append(errs, errors.New("broker.password: missing; give it by reference, as in ${env:NATS_PASSWORD}"))
+	case c.User == "" && !c.Password.IsZero():
+		errs = append(errs, errors.New("broker.user: missing; want the name that the password is for"))
+	case c.User != "" && !c.Credentials.IsZero():
+		errs = append(errs, errors.New("broker.credentials: gridfan logs in as broker.user already; remove one of the two"))
+	}
+	errs = append(errs, c.TLS.validate()...)
 	for u := range strings.SplitSeq(c.URL, ",") {
 		if u = strings.TrimSpace(u); !strings.HasPrefix(u, "nats://") && !strings.HasPrefix(u, "tls://") {
 			errs = append(errs, errors.New("broker.url: want nats://host:port or tls://host:port, several separated by commas"))

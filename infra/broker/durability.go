@@ -45,6 +45,11 @@ func (b *Broker) chooseEmbedded() error {
 	if err != nil {
 		return fmt.Errorf("broker.embedded.dir: %w", err)
 	}
+	defer func() {
+		if b.durability.Mode != Unknown {
+			b.transient(passing(b.node.dir))
+		}
+	}()
 	switch {
 	case b.cfg.Durability == Barrier && s == nil:
 		return fmt.Errorf("broker.durability: barrier is not possible here: %s", reason)
@@ -54,7 +59,7 @@ func (b *Broker) chooseEmbedded() error {
 	}
 	if reason == inMemory {
 		// Nothing to sync, so nothing to wait for.
-		b.durability = Durability{Mode: Unknown, Warning: true, Detail: reason + ": events are lost with the machine; set broker.embedded.dir to a disk"}
+		b.durability = Durability{Mode: Unknown, Warning: true, Detail: reason + ": events are lost with the machine; set " + b.dirKey() + " to a disk"}
 		return nil
 	}
 	if s != nil {
@@ -65,6 +70,31 @@ func (b *Broker) chooseEmbedded() error {
 	b.node.opts.SyncAlways = true
 	b.durability = Durability{Mode: SyncAlways, Detail: "every event is on the disk before its sender is answered, each with a sync of its own: " + reason}
 	return nil
+}
+
+// dirKey is where the configuration names the store's folder.
+func (b *Broker) dirKey() string {
+	if b.spool {
+		return "broker.spool.dir"
+	}
+	return "broker.embedded.dir"
+}
+
+// transient adds to the durability that the disk itself does not last. found is how
+// that was seen, empty if it was not.
+func (b *Broker) transient(found string) {
+	const lost = "what was accepted and not yet delivered is lost with it, so senders that do not repeat by themselves lose events"
+	switch {
+	case b.cfg.Ephemeral:
+		b.durability.Detail = "the disk goes with this replica (broker.embedded.ephemeral): " + lost
+	case found != "" && b.spool:
+		b.durability.Detail = found + ": " + lost + "; set broker.spool.dir to a disk that lasts, or remove broker.spool: then senders are told to come back"
+	case found != "":
+		b.durability.Detail = found + ": " + lost + "; set broker.embedded.dir to a volume, or say that you know with broker.embedded.ephemeral: true"
+	default:
+		return
+	}
+	b.durability.Warning = true
 }
 
 // chooseExternal decides what an external server's acks are worth. An ordinary

@@ -75,6 +75,11 @@ func (b *Broker) Lease(ctx context.Context, key string, log *slog.Logger) (*Leas
 // time, and believes in it a fifth less. The caller calls Release. ctx bounds
 // only the asking.
 func (b *Broker) TryLease(ctx context.Context, key string, ttl time.Duration) (*Lease, error) {
+	return b.tryLease(ctx, key, ttl, nil)
+}
+
+// tryLease is TryLease with a first Note, nil for none.
+func (b *Broker) tryLease(ctx context.Context, key string, ttl time.Duration, note []byte) (*Lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, ttl) // later it would be over
 	defer cancel()
 	kv, err := b.leases(ctx)
@@ -82,8 +87,11 @@ func (b *Broker) TryLease(ctx context.Context, key string, ttl time.Duration) (*
 		return nil, err
 	}
 	l := &Lease{b: b, kv: kv, key: key, holder: Instance() + " " + nuid.Next(), ttl: ttl, done: make(chan struct{})}
+	if note != nil {
+		l.Note(note)
+	}
 	asked := time.Now()
-	l.revision, err = kv.Create(ctx, key, []byte(l.holder), jetstream.KeyTTL(ttl))
+	l.revision, err = kv.Create(ctx, key, l.value(), jetstream.KeyTTL(ttl))
 	if errors.Is(err, jetstream.ErrKeyExists) {
 		return nil, nil
 	}

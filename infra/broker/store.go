@@ -68,6 +68,15 @@ func IsFull(err error) bool {
 	return errors.Is(err, ErrDiskFull) || errors.As(err, &api) && (api.ErrorCode == codeServerFull || api.ErrorCode == codeStoreFailed)
 }
 
+// IsFenced says whether a write that names what came before it was refused because
+// something else did. Whether that was another process's or this one's, whose answer
+// was lost, does not matter: what is there is read anew.
+func IsFenced(err error) bool {
+	var api *jetstream.APIError
+	return errors.Is(err, jetstream.ErrKeyExists) ||
+		errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+}
+
 // Suspect is told how every publish ended. A stream whose file could not be
 // written takes nothing more until the server starts again, and the server does
 // not say so by itself.

@@ -23,6 +23,7 @@ const (
 	StreamOps         = "OPS"         // what happened to gridfan itself
 	StreamAdvisories  = "ADVISORIES"  // what subscribers' own clients gave up
 	StreamKnown       = "KNOWN"       // which rows of polled sources were seen, in blocks
+	StreamHeld        = "HELD"        // accepted, and to be completed before they are events
 
 	BucketSubscribers = "gridfan_subscribers"
 	BucketEndpoints   = "gridfan_endpoints" // named addresses of subscribers
@@ -31,7 +32,7 @@ const (
 	BucketJobs        = "gridfan_jobs"      // redrives and replays
 	BucketBooks       = "gridfan_books"     // sums, and how far they reach
 	BucketNative      = "gridfan_native"    // how far subscribers' own clients have come
-	BucketPolls       = "gridfan_polls"     // how far polled sources are read
+	BucketPolls       = "gridfan_polls"     // how far polled sources and event hubs are read
 
 	streamSpool = "SPOOL" // in a server of its own, see OpenSpool
 )
@@ -47,6 +48,7 @@ const (
 	subjectOps         = "gridfan.ops."
 	subjectKnown       = "gridfan.known."
 	subjectPoll        = "gridfan.poll."
+	subjectHeld        = "gridfan.held."
 )
 
 // The server's advisories about a consumer of EVENTS (nats-server v2.15.2,
@@ -170,6 +172,26 @@ func Known(source string) string { return subjectKnown + source }
 // all sources. No stream keeps it.
 func PollCommand(source string) string { return subjectPoll + source }
 
+// Held is where the events of one record of a source wait for their completion; line
+// stands for the record, "*" for all of them, and so it is with source.
+func Held(source, line string) string { return subjectHeld + source + "." + line }
+
+// HeldSource gives the source from a subject of Held.
+func HeldSource(subject string) string {
+	name, _, _ := strings.Cut(strings.TrimPrefix(subject, subjectHeld), ".")
+	return name
+}
+
+// Headers of what waits in HELD, beside those of the event.
+const (
+	// HeldUntil is when it is published as it is (RFC 3339).
+	HeldUntil = "Gridfan-Held-Until"
+	// HeldFor is "completion" or, of an event that waits for one before it, "order".
+	HeldFor = "Gridfan-Held-For"
+	// HeldSince is when it was accepted (RFC 3339).
+	HeldSince = "Gridfan-Held-Since"
+)
+
 // DedupWindow is how long the broker itself recognises a repeated event. It
 // settles races between replicas and what a crash left unsaid; the publisher's
 // index covers the rest of the day in a fifth of the memory, and must never be
@@ -230,8 +252,15 @@ func (b *Broker) declare(ctx context.Context) error {
 		{
 			Name: StreamAttempts, Subjects: []string{subjectAttempts + ">"},
 			Description: "gridfan: settlements and attempts, in blocks of JSON lines",
-			Discard:     jetstream.DiscardOld, MaxBytes: share(5),
+			Discard:     jetstream.DiscardOld, MaxBytes: share(4),
 			Compression: jetstream.S2Compression, AllowDirect: true,
+		},
+		{
+			// Not to be read directly: a replica that is behind would say of a record
+			// that none of its events waits.
+			Name: StreamHeld, Subjects: []string{subjectHeld + ">"},
+			Description: "gridfan: accepted, and to be completed before they are events",
+			Discard:     jetstream.DiscardNew, MaxBytes: share(1), Duplicates: settleWindow,
 		},
 		{
 			Name: StreamOps, Subjects: []string{subjectOps + ">"},

@@ -44,6 +44,17 @@ func newSyncer(dir string) (s *syncer, reason string, err error) {
 // inMemory is the reason for a store that no sync can save.
 const inMemory = "the store is on tmpfs, which is memory"
 
+// passing says why a folder does not outlive its container, and is empty if it does
+// as far as can be seen: an empty directory that a platform has mounted for a
+// replica looks like any disk.
+func passing(dir string) string {
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) == nil && st.Type == unix.OVERLAYFS_SUPER_MAGIC {
+		return "the store is in the container's own file system, which goes with the container"
+	}
+	return ""
+}
+
 // journalled are the file systems whose syncfs writes and commits everything,
 // by statfs(2) type.
 var journalled = map[int64]string{

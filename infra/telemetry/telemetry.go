@@ -4,6 +4,7 @@ package telemetry
 import (
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"strings"
 
@@ -26,6 +27,24 @@ func NewLogger(w io.Writer, format, level string) (*slog.Logger, error) {
 		return slog.New(slog.NewJSONHandler(w, opts)), nil
 	}
 	return nil, fmt.Errorf("log format %q: want text or json", format)
+}
+
+// HTTPLog is the ErrorLog of an HTTP server. What clients do wrong, such as handshakes
+// that they break off, is as much as strangers like and shows at debug level; a
+// handler's panic, after which net/http goes on (net/http/server.go, Go 1.26), is an
+// error of ours.
+func HTTPLog(log *slog.Logger) *stdlog.Logger { return stdlog.New(httpLog{log}, "", 0) }
+
+type httpLog struct{ log *slog.Logger }
+
+func (l httpLog) Write(line []byte) (int, error) {
+	text := strings.TrimRight(string(line), "\n")
+	if about, stack, ok := strings.Cut(text, "\n"); ok && strings.HasPrefix(text, "http: panic serving ") {
+		l.log.Error(about, "stack", stack[:min(len(stack), maxCrash)])
+	} else {
+		l.log.Debug(text)
+	}
+	return len(line), nil
 }
 
 // NewRegistry makes a metrics registry with the runtime's own metrics and one

@@ -77,7 +77,7 @@ func newEdge(t *testing.T, b *broker.Broker, cfg ingress.Config) *edge {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.in.Publish(pub)
+	e.in.Publish(pub.Publish)
 	s := httptest.NewServer(e.in)
 	t.Cleanup(s.Close)
 	e.url = s.URL

@@ -42,7 +42,7 @@ type Ingress struct {
 	cfg     Config // but for the sources, which may change
 	roster  atomic.Pointer[roster]
 	keys    *auth.Keys
-	pub     atomic.Pointer[publish.Publisher] // nil until there is one
+	pub     atomic.Pointer[Publish] // nil until there is one
 	metrics *Metrics
 	log     *slog.Logger
 	report  Report
@@ -190,8 +190,11 @@ func (in *Ingress) registerTopicRoutes(r *mux.Router) {
 	r.Handle("/topics/{source:[^/:]+}:publish", in.handle(in.receive)).Methods(http.MethodPost)
 }
 
+// Publish stores events, as publish.Publisher's does.
+type Publish func(context.Context, publish.Origin, []event.Result) ([]publish.Status, error)
+
 // Publish makes it take events and give them to pub.
-func (in *Ingress) Publish(pub *publish.Publisher) { in.pub.Store(pub) }
+func (in *Ingress) Publish(pub Publish) { in.pub.Store(&pub) }
 
 // publish stores results. What is addressed to the router itself, such as
 // Event Grid's validation, needs no broker.
@@ -213,7 +216,7 @@ func (in *Ingress) publish(ctx context.Context, o publish.Origin, results []even
 		in.cfg.Tally.Refused(o.Source, len(results))
 		return nil, publish.ErrBroker
 	}
-	return pub.Publish(ctx, o, results)
+	return (*pub)(ctx, o, results)
 }
 
 func (in *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) { in.mux.ServeHTTP(w, r) }
@@ -350,7 +353,7 @@ func (in *Ingress) Reparse(name string, header map[string]string, body []byte) (
 }
 
 // count books a request that was stored: received = published + duplicate +
-// quarantined + control.
+// quarantined + control + completing.
 func (in *Ingress) count(s *source, results []event.Result, statuses []publish.Status, accepted time.Time) {
 	s.counts.received.Add(int64(len(results)))
 	in.metrics.events.WithLabelValues(s.Name, "received").Add(float64(len(results)))
@@ -395,6 +398,7 @@ type acceptedBody struct {
 	Duplicate   int       `json:"duplicate"`
 	Quarantined int       `json:"quarantined"`
 	Control     int       `json:"control"`
+	Completing  int       `json:"completing,omitempty"`
 	Faults      []elemErr `json:"faults,omitempty"`
 }
 
@@ -424,6 +428,8 @@ func (in *Ingress) answer(w http.ResponseWriter, s *source, results []event.Resu
 			body.Duplicate++
 		case publish.Control:
 			body.Control++
+		case publish.Completing:
+			body.Completing++
 		case publish.Quarantined:
 			body.Quarantined++
 			if len(body.Faults) < maxFaultsShown {
@@ -487,17 +493,19 @@ func keptHeaders(h http.Header) map[string]string {
 // SourceStatus is a source as the status page shows it; the counts are since
 // the start of this process.
 type SourceStatus struct {
-	Name        string     `json:"name"`
-	Kind        string     `json:"kind"`
-	Environment string     `json:"environment"`
-	Pattern     string     `json:"pattern"`
-	Rationale   string     `json:"rationale,omitempty"`
-	Received    int64      `json:"received"`
-	Published   int64      `json:"published"`
-	Duplicate   int64      `json:"duplicate"`
-	Quarantined int64      `json:"quarantined"`
-	Control     int64      `json:"control"`
-	LastEvent   *time.Time `json:"lastEvent,omitempty"`
+	Name        string `json:"name"`
+	Kind        string `json:"kind"`
+	Environment string `json:"environment"`
+	Pattern     string `json:"pattern"`
+	Rationale   string `json:"rationale,omitempty"`
+	Received    int64  `json:"received"`
+	Published   int64  `json:"published"`
+	Duplicate   int64  `json:"duplicate"`
+	Quarantined int64  `json:"quarantined"`
+	Control     int64  `json:"control"`
+	// Completing were kept until they are completed, or behind such a one.
+	Completing int64      `json:"completing,omitempty"`
+	LastEvent  *time.Time `json:"lastEvent,omitempty"`
 }
 
 // Status lists the sources by name.
@@ -509,7 +517,7 @@ func (in *Ingress) Status() []SourceStatus {
 			Name: s.Name, Kind: s.Kind, Environment: s.Environment, Pattern: "push", Rationale: s.Rationale,
 			Received: s.counts.received.Load(), Published: s.counts.published.Load(),
 			Duplicate: s.counts.duplicate.Load(), Quarantined: s.counts.quarantined.Load(),
-			Control: s.counts.control.Load(),
+			Control: s.counts.control.Load(), Completing: s.counts.completing.Load(),
 		}
 		if ms := s.last.Load(); ms != 0 {
 			t := time.UnixMilli(ms).UTC()
@@ -522,7 +530,7 @@ func (in *Ingress) Status() []SourceStatus {
 
 // tally is a source's book since the start.
 type tally struct {
-	received, published, duplicate, quarantined, control atomic.Int64
+	received, published, duplicate, quarantined, control, completing atomic.Int64
 }
 
 func (c *tally) of(s publish.Status) *atomic.Int64 {
@@ -533,6 +541,8 @@ func (c *tally) of(s publish.Status) *atomic.Int64 {
 		return &c.duplicate
 	case publish.Quarantined:
 		return &c.quarantined
+	case publish.Completing:
+		return &c.completing
 	}
 	return &c.control
 }

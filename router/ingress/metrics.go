@@ -30,7 +30,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Buckets: prometheus.ExponentialBuckets(.0005, 2, 16),
 		}, []string{"source"}),
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gridfan_ingress_events_total", Help: "Elements of stored requests by result: received = published + duplicate + quarantined + control.",
+			Name: "gridfan_ingress_events_total", Help: "Elements of stored requests by result: received = published + duplicate + quarantined + control + completing.",
 		}, []string{"source", "result"}),
 		sourceDelay: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "gridfan_ingress_source_delay_seconds", Help: "From the event's own time to its acceptance.",
@@ -80,7 +80,7 @@ func (m *Metrics) init(source string, k *risk) {
 	m.risks.mu.Lock()
 	m.risks.of[source] = k
 	m.risks.mu.Unlock()
-	for _, result := range []string{"received", "published", "duplicate", "quarantined", "control"} {
+	for _, result := range []string{"received", "published", "duplicate", "quarantined", "control", "completing"} {
 		m.events.WithLabelValues(source, result)
 	}
 }

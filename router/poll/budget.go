@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"sync"
@@ -125,11 +126,37 @@ func (b *budget) throttled(now, began time.Time, after time.Duration) time.Time 
 	return b.until
 }
 
-// told is given the number by which other processes know of the last wait.
-func (b *budget) told(number uint64) {
+// elsewhereWait is how long the broker may take to say whether another process was told
+// to wait. Without it nothing could be stored either.
+const elsewhereWait = 2 * time.Second
+
+// tell tells other processes that all are to wait for a while.
+func (b *budget) tell(ctx context.Context, k keeper, d time.Duration, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, elsewhereWait)
+	defer cancel()
+	number, err := k.hold(ctx, b.key, d)
+	if err != nil {
+		log.Warn("other routers do not know that the source wants to be left alone", "error", err)
+		return
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.mine = number
+}
+
+// elsewhereHeld says whether another process was told to wait, and until when that is. It
+// is asked before each request, so that nobody acts on what is no longer so.
+func (b *budget) elsewhereHeld(ctx context.Context, k keeper, log *slog.Logger) (until time.Time, held bool) {
+	asking, cancel := context.WithTimeout(ctx, elsewhereWait)
+	defer cancel()
+	left, number, err := k.heldFor(asking, b.key)
+	if err != nil && ctx.Err() == nil {
+		log.Debug("whether another router was told to wait is not known", "error", err)
+	}
+	if err != nil || left <= 0 {
+		return until, false
+	}
+	return b.throttledElsewhere(time.Now(), left, number)
 }
 
 // throttledElsewhere is told that some process was answered so, and that all are to wait

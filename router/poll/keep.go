@@ -168,19 +168,10 @@ func (k *brokerKeeper) save(ctx context.Context, source string, c checkpoint, re
 		}
 		return err
 	})
-	if fenced(err) {
+	if broker.IsFenced(err) {
 		return 0, errFenced
 	}
 	return now, err
-}
-
-// fenced says whether a write was refused because of one that came before. Whether
-// that was another process's or this one's, whose answer was lost, does not matter:
-// the checkpoint is read anew.
-func fenced(err error) bool {
-	var api *jetstream.APIError
-	return errors.Is(err, jetstream.ErrKeyExists) ||
-		errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }
 
 func (k *brokerKeeper) last(ctx context.Context, source string) (uint64, error) {
@@ -203,7 +194,7 @@ func (k *brokerKeeper) remember(ctx context.Context, source string, block []byte
 		return err
 	})
 	switch {
-	case fenced(err):
+	case broker.IsFenced(err):
 		return 0, errFenced
 	case broker.IsFull(err) && !errors.Is(err, broker.ErrDiskFull):
 		return 0, errNoRoom

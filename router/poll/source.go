@@ -449,7 +449,7 @@ func (s *source) ask(asking context.Context) (began time.Time, _ *Page, _ error)
 	if err != nil {
 		return began, nil, errInterrupted
 	}
-	if until, held := s.elsewhere(ctx); held {
+	if until, held := s.budget.elsewhereHeld(ctx, s.keeper, s.log); held {
 		return began, nil, &heldOff{until}
 	}
 	began = time.Now()
@@ -488,25 +488,6 @@ func (s *source) ask(asking context.Context) (began time.Time, _ *Page, _ error)
 type heldOff struct{ until time.Time }
 
 func (*heldOff) Error() string { return "another router was told to wait" }
-
-// elsewhereWait is how long the broker may take to say whether another process was told
-// to wait. Without it nothing could be stored either.
-const elsewhereWait = 2 * time.Second
-
-// elsewhere says whether another process was told that this identity is to be left
-// alone. It is asked before each request, so that nobody acts on what is no longer so.
-func (s *source) elsewhere(ctx context.Context) (until time.Time, held bool) {
-	asking, cancel := context.WithTimeout(ctx, elsewhereWait)
-	defer cancel()
-	left, number, err := s.keeper.heldFor(asking, s.budget.key)
-	if err != nil && ctx.Err() == nil {
-		s.log.Debug("whether another router was told to wait is not known", "error", err)
-	}
-	if err != nil || left <= 0 {
-		return until, false
-	}
-	return s.budget.throttledElsewhere(time.Now(), left, number)
-}
 
 // check holds a page to what a Fetcher promises.
 func (s *source) check(asked json.RawMessage, p *Page) error {
@@ -569,13 +550,7 @@ func (s *source) refused(work context.Context, began time.Time, err error) error
 		}
 		s.throttles++
 		s.next = s.budget.throttled(now, began, after)
-		telling, cancel := context.WithTimeout(work, elsewhereWait)
-		if number, err := s.keeper.hold(telling, s.budget.key, s.next.Sub(now)); err == nil {
-			s.budget.told(number)
-		} else {
-			s.log.Warn("other routers do not know that the source wants to be left alone", "error", err)
-		}
-		cancel()
+		s.budget.tell(work, s.keeper, s.next.Sub(now), s.log)
 		s.update(func(st *Status) {
 			st.Throttles++
 			st.Lost += seconds(s.next.Sub(now))

@@ -76,8 +76,10 @@ type Status struct {
 	Duplicate   int64 `json:"duplicate"`   // published before
 	Unchanged   int64 `json:"unchanged"`   // read again
 	Quarantined int64 `json:"quarantined"` // could not be read
-	Remembered  int64 `json:"remembered"`  // of a baseline, not published
-	Throttles   int64 `json:"throttles"`   // answers of 429 and the like
+	// Completing wait behind a push of the same row that is to be completed.
+	Completing int64 `json:"completing,omitempty"`
+	Remembered int64 `json:"remembered"` // of a baseline, not published
+	Throttles  int64 `json:"throttles"`  // answers of 429 and the like
 	// Lost is the time in which the source could not be polled because of them.
 	Lost Seconds `json:"lost"`
 

@@ -277,6 +277,8 @@ func (s *source) publish(ctx context.Context, results []event.Result) error {
 					st.Duplicate++
 				case publish.Quarantined:
 					st.Quarantined++
+				case publish.Completing:
+					st.Completing++
 				}
 			}
 		})

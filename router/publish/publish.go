@@ -68,6 +68,8 @@ type Origin struct {
 	Header map[string]string
 	// Redriven: it was in quarantine, and was counted when it came.
 	Redriven bool
+	// Kept: it was accepted before, and nobody is to be told how this ends.
+	Kept bool
 }
 
 // Status says what became of one result.
@@ -79,6 +81,10 @@ const (
 	Duplicate   Status = "duplicate"
 	Quarantined Status = "quarantined"
 	Control     Status = "control" // not stored: it was for the router
+	// Completing: it is kept on disk until it is completed or, if it is whole, until
+	// those of its record are that came before it. Publish itself never says so; see
+	// package complete.
+	Completing Status = "completing"
 )
 
 // Config is how a Publisher works.
@@ -196,6 +202,13 @@ func (p *Publisher) Publish(ctx context.Context, o Origin, results []event.Resul
 		statuses[i] = out[i].status
 	}
 	return statuses, nil
+}
+
+// Known gives what identifies an event, and says whether it was published already, as
+// far as this process can tell.
+func (p *Publisher) Known(o Origin, r *event.Result) (id string, published bool) {
+	id = identity(o.Environment, r.Key)
+	return id, p.index.Lookup(dedup.KeyOf(id, r.Digest)) == dedup.Same
 }
 
 // publishAny stores results on the broker, or in the spool while that is away.

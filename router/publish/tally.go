@@ -74,6 +74,11 @@ func (t *Tally) Refused(source string, n int) {
 	t.add(source, broker.SourceTally{Refused: int64(n)})
 }
 
+// Repeated counts elements that came again and are not given to Publish.
+func (t *Tally) Repeated(source string, n int) {
+	t.add(source, broker.SourceTally{Received: int64(n), Duplicate: int64(n)})
+}
+
 // count counts one call of Publish. With an error only what was stored counts
 // as taken.
 func (t *Tally) count(o Origin, out []outgoing, all int, failed bool) {
@@ -98,7 +103,7 @@ func (t *Tally) count(o Origin, out []outgoing, all int, failed bool) {
 			n.Received++
 		}
 	}
-	if !o.Redriven { // else its entry stays in quarantine, and nobody was told anything
+	if !o.Redriven && !o.Kept { // else it stays where it is, and nobody was told anything
 		n.Refused = int64(all) - n.Received
 	}
 	t.add(o.Source, n)

@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azeventhubs/v2"
 
 	"github.com/gridfan/gridfan/infra/azureamqp"
 	"github.com/gridfan/gridfan/infra/credentials"
@@ -23,14 +26,19 @@ type Source struct {
 	// Body is the largest body in bytes. 0 means 4 MiB.
 	Body int64
 
-	// From is what it is received from.
+	// From is what it is received from; nil: it is not, and only its dead letters are
+	// read here.
 	From *Config
+	// DeadLetters are where what could not be delivered is; nil: where From keeps
+	// them.
+	DeadLetters *DeadLetters
 }
 
 // Config is one broker to receive from; exactly one field is set.
 type Config struct {
 	ServiceBus         *ServiceBus `json:"serviceBus,omitempty"`
 	EventGridNamespace *Namespace  `json:"eventGridNamespace,omitempty"`
+	EventHub           *EventHub   `json:"eventHub,omitempty"`
 }
 
 // ServiceBus is a queue, or a subscription of a topic, of Azure Service Bus.
@@ -70,6 +78,27 @@ type Namespace struct {
 	Auth credentials.AzureAuth `json:"auth"`
 }
 
+// EventHub is an event hub of Azure Event Hubs, read as one of its consumer groups.
+type EventHub struct {
+	// Namespace is its host, as in contoso.servicebus.windows.net. A connection
+	// string takes its place.
+	Namespace string `json:"namespace,omitempty"`
+	// Hub is its name.
+	Hub string `json:"hub"`
+	// ConsumerGroup is whose place in the hub this is; nobody else may read as it.
+	// Default $Default.
+	ConsumerGroup string `json:"consumerGroup"`
+	// Start is where a partition is begun that was never read: "beginning" (the
+	// default), "now", a time (RFC 3339), or the sequence number of the first event
+	// to be read. Partitions that are added later are read from their beginning.
+	Start string `json:"start"`
+	// Batch is how many events of a partition are asked for at once. Default 100.
+	Batch int `json:"batch"`
+	// Auth is a connection string, or an identity with the role Azure Event Hubs
+	// Data Receiver.
+	Auth credentials.AzureAuth `json:"auth"`
+}
+
 const (
 	defaultBody = 4 << 20
 
@@ -97,6 +126,9 @@ func (s *Source) Validate(path string) error {
 	if s.From != nil {
 		errs = append(errs, s.From.validate(path+".receive"))
 	}
+	if s.DeadLetters != nil {
+		errs = append(errs, s.DeadLetters.validate(path+".deadLetters"))
+	}
 	return errors.Join(errs...)
 }
 
@@ -111,12 +143,16 @@ func (c *Config) validate(path string) error {
 		set++
 		errs = append(errs, c.EventGridNamespace.validate(path+".eventGridNamespace"))
 	}
+	if c.EventHub != nil {
+		set++
+		errs = append(errs, c.EventHub.validate(path+".eventHub"))
+	}
 	switch set {
 	case 0:
-		errs = append(errs, fmt.Errorf("%s: want serviceBus or eventGridNamespace", path))
+		errs = append(errs, fmt.Errorf("%s: want serviceBus, eventGridNamespace or eventHub", path))
 	case 1:
 	default:
-		errs = append(errs, fmt.Errorf("%s: serviceBus and eventGridNamespace exclude each other; keep one, and make a source of the other", path))
+		errs = append(errs, fmt.Errorf("%s: serviceBus, eventGridNamespace and eventHub exclude each other; keep one, and make a source of the other", path))
 	}
 	return errors.Join(errs...)
 }
@@ -221,6 +257,57 @@ func (c *Namespace) validate(path string) error {
 	return errors.Join(p.errs...)
 }
 
+// The places where a partition can be begun, beside times and numbers.
+const (
+	StartBeginning = "beginning"
+	StartNow       = "now"
+)
+
+func (c *EventHub) validate(path string) error {
+	p := &problems{path: path}
+	switch {
+	case c.Hub == "":
+		p.report(".hub", "missing; want the name of the event hub")
+	case !azureamqp.ValidEntity(c.Hub) || strings.Contains(c.Hub, "/"):
+		p.report(".hub", "a name is up to 260 letters, digits, dots, dashes and underscores")
+	}
+	if c.ConsumerGroup == "" {
+		c.ConsumerGroup = azeventhubs.DefaultConsumerGroup
+	}
+	// 50 characters over AMQP (learn.microsoft.com, event-hubs-quotas; read 2026-11).
+	const mostGroup = 50
+	if g := strings.TrimPrefix(c.ConsumerGroup, "$"); len(g) > mostGroup || strings.Contains(g, "/") || !azureamqp.ValidEntity(g) {
+		p.report(".consumerGroup", "a name is up to %d letters, digits, dots, dashes and underscores", mostGroup)
+	}
+	if _, err := startOf(c.Start); err != nil {
+		p.report(".start", "%w", err)
+	}
+	if c.Start == "" {
+		c.Start = StartBeginning
+	}
+	p.whole(".batch", &c.Batch, defaultBatch, 1, mostBatch)
+	p.amqp(c.Namespace, c.Hub, c.Auth)
+	return errors.Join(p.errs...)
+}
+
+// startOf reads a Start.
+func startOf(s string) (Position, error) {
+	switch {
+	case s == "" || s == StartBeginning:
+		return Position{}, nil
+	case s == StartNow:
+		return Position{now: true}, nil
+	}
+	if n, err := strconv.ParseInt(s, 10, 64); err == nil && n >= 0 {
+		return Position{Sequence: &n}, nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return Position{}, fmt.Errorf("want beginning, now, a time as in 2026-11-01T10:00:00Z, or a sequence number, got %.40q", s)
+	}
+	return Position{Time: t}, nil
+}
+
 // https checks an address, which has no place for a secret, so it can be shown.
 func (p *problems) https(key, raw, example string) *url.URL {
 	u, err := url.Parse(raw)
@@ -252,7 +339,16 @@ func (s Source) Redacted() Source {
 			c := *n
 			c.Auth, from.EventGridNamespace = c.Auth.Redacted(), &c
 		}
+		if h := from.EventHub; h != nil {
+			c := *h
+			c.Auth, from.EventHub = c.Auth.Redacted(), &c
+		}
 		s.From = &from
+	}
+	if d := s.DeadLetters; d != nil && d.Blob != nil {
+		c := *d.Blob
+		c.Auth = c.Auth.Redacted()
+		s.DeadLetters = &DeadLetters{Blob: &c}
 	}
 	return s
 }

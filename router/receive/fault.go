@@ -25,6 +25,7 @@ const (
 	Answer        Kind = "answer"        // an answer that is none
 	Unavailable   Kind = "unavailable"   // it cannot now, or is not reached
 	Storage       Kind = "storage"       // nothing can be stored here
+	Taken         Kind = "taken"         // another reader has it
 )
 
 // Fault is why nothing can be received. It is shown in the source's status.
@@ -57,12 +58,15 @@ func noToken(err error, secrets *secret.Veil) *Fault {
 	return &Fault{Kind: Credentials, Reason: credentials.NoToken + ": " + secrets.Printable(err.Error(), maxReason)}
 }
 
-// conditions are those that a receiver of AMQP can meet; see the Sender's in
-// subscribers/servicebus for where they are from.
-var conditions = map[amqp.ErrCond]struct {
+// conditions are those that a receiver of AMQP can meet.
+type conditions map[amqp.ErrCond]struct {
 	kind Kind
 	hint string
-}{
+}
+
+// ofQueues are those of Service Bus; see the Sender's in subscribers/servicebus for
+// where they are from.
+var ofQueues = conditions{
 	amqp.ErrCondUnauthorizedAccess:           {Credentials, "the key or identity may not receive here; it needs Listen, or the role of a Data Receiver"},
 	"com.microsoft:auth-failed":              {Credentials, "the key or identity may not receive here; it needs Listen, or the role of a Data Receiver"},
 	amqp.ErrCondNotFound:                     {Configuration, "there is no such queue or subscription"},
@@ -73,12 +77,33 @@ var conditions = map[amqp.ErrCond]struct {
 	"com.microsoft:session-cannot-be-locked": {Unavailable, "another receiver has the session"},
 }
 
+// ofHubs are those of Event Hubs (learn.microsoft.com, event-hubs-messaging-exceptions
+// and troubleshooting guides of the clients; azeventhubs v2.0.2, internal/errors.go;
+// read 2026-11).
+var ofHubs = conditions{
+	amqp.ErrCondUnauthorizedAccess:        {Credentials, "the key or identity may not read here; it needs Listen, or the role Azure Event Hubs Data Receiver"},
+	"com.microsoft:auth-failed":           {Credentials, "the key or identity may not read here; it needs Listen, or the role Azure Event Hubs Data Receiver"},
+	amqp.ErrCondNotFound:                  {Configuration, "there is no such event hub or consumer group"},
+	amqp.ErrCondResourceDeleted:           {Configuration, "the event hub was deleted"},
+	amqp.ErrCondResourceLimitExceeded:     {Configuration, "the namespace's limit of connections, or of readers without an epoch in this consumer group, is reached"},
+	"com.microsoft:entity-disabled":       {Configuration, "the event hub is disabled for receiving"},
+	"com.microsoft:argument-out-of-range": {Unavailable, "there is no such partition any more"},
+	"com.microsoft:server-busy":           {Throttled, "the namespace's throughput or processing units are used up"},
+	linkStolen:                            {Taken, "another reader of this consumer group has the partition, and gridfan leaves it for a while; give gridfan a consumer group of its own"},
+}
+
+// Conditions that are looked for by name.
+const (
+	linkStolen    amqp.ErrCond = "amqp:link:stolen"
+	invalidOffset amqp.ErrCond = "com.microsoft:georeplication:invalid-offset"
+)
+
 // busyFor is how long a busy service is left alone; see subscribers/servicebus.
 const busyFor = 10 * time.Second
 
 // amqpFault judges an error of a client of AMQP. trouble is what the network
 // complained of, nil if it did not.
-func amqpFault(err, trouble error, secrets *secret.Veil) *Fault {
+func amqpFault(err, trouble error, secrets *secret.Veil, known conditions) *Fault {
 	if f, ok := errors.AsType[*Fault](err); ok {
 		return f
 	}
@@ -88,13 +113,13 @@ func amqpFault(err, trouble error, secrets *secret.Veil) *Fault {
 		case http.StatusUnauthorized, http.StatusForbidden:
 			f.Kind = Credentials
 		case http.StatusNotFound:
-			f.Kind, f.Reason = Configuration, f.Reason+": there is no such queue or subscription"
+			f.Kind, f.Reason = Configuration, f.Reason+": "+known[amqp.ErrCondNotFound].hint
 		}
 		return f
 	}
 	if condition, description, ok := azureamqp.Said(err); ok {
 		f := &Fault{Kind: Unavailable, Reason: secrets.Printable(string(condition), 64)}
-		if c, known := conditions[condition]; known {
+		if c, ok := known[condition]; ok {
 			f.Kind, f.Reason = c.kind, c.hint+" ("+f.Reason+")"
 		}
 		if text := secrets.Printable(azureamqp.Unsigned(description), maxReason); text != "" {

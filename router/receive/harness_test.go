@@ -114,6 +114,9 @@ func (h *hall) receivers(sources ...Source) *Receivers {
 	}
 	for _, s := range r.sources {
 		s.least, s.most, s.renew = 20*time.Millisecond, 100*time.Millisecond, 50*time.Millisecond
+		if s.hub != nil {
+			s.hub.tick, s.hub.refresh, s.hub.wait = 30*time.Millisecond, 100*time.Millisecond, 100*time.Millisecond
+		}
 	}
 	h.t.Cleanup(func() {
 		r.Stop()
@@ -185,4 +188,8 @@ func orders(n int) []*amqp.Message {
 // queueSource receives CloudEvents from queue orders.
 func queueSource(srv *amqptest.Server) Source {
 	return Source{Name: "shop", Kind: event.KindCloudEvents, From: &Config{ServiceBus: &ServiceBus{Queue: "orders", Auth: connectionTo(srv.Addr)}}}
+}
+
+func contextFor(t testing.TB, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(t.Context(), d)
 }

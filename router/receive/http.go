@@ -141,7 +141,11 @@ func (k *kept) fault(err error, what string, secrets *secret.Veil) *Fault {
 			return f
 		}
 	}
-	if text := secrets.Printable(string(k.body[:min(len(k.body), 4096)]), maxReason); text != "" {
+	if code := k.header.Get("X-Ms-Error-Code"); code != "" {
+		// Storage says the same in XML (learn.microsoft.com, rest/api/storageservices/
+		// status-and-error-codes2; read 2026-11).
+		f.Reason += ": " + secrets.Printable(code, 128)
+	} else if text := secrets.Printable(string(k.body[:min(len(k.body), 4096)]), maxReason); text != "" {
 		f.Reason += ": " + text
 	}
 	return f

@@ -1,5 +1,6 @@
 // Package receive takes events in from brokers where they wait: queues and
-// subscriptions of Azure Service Bus, and subscriptions of Event Grid namespaces.
+// subscriptions of Azure Service Bus, subscriptions of Event Grid namespaces, and
+// consumer groups of Event Hubs.
 //
 // What it guarantees:
 //
@@ -19,6 +20,10 @@
 //
 // Each source has one worker or several; a worker is a loop around an inbox, which is
 // one broker's side of it: get messages, read them, publish, settle.
+//
+// An event hub settles nothing: its events stay, and how far a partition is read is
+// remembered here. A partition is a worker. See hub for who reads which, and
+// checkpoint for what makes sure that it is one.
 package receive
 
 import (
@@ -70,10 +75,13 @@ type source struct {
 	parts  *Parts
 	parse  normalise.Parser
 	open   func(ctx context.Context, worker int) (inbox, error)
+	hub    *hub // in the place of open, for an event hub
 	status *board
 	// transport is that of a source over HTTP, nil for others.
 	transport *transport
-	close     []func()
+	// blobs are its dead letters; nil: there are none but its broker's.
+	blobs *blobs
+	close []func()
 
 	stop    context.CancelFunc // nil until it is started
 	working sync.WaitGroup
@@ -152,7 +160,7 @@ func (r *Receivers) take(now map[string]*source, names []string) {
 	}
 	for name, s := range was {
 		if now[name] == nil {
-			s.status.forget()
+			s.status.gone()
 		}
 	}
 	r.mu.Lock()
@@ -182,12 +190,20 @@ func (r *Receivers) newSource(cfg Source) (*source, error) {
 
 // equip finds out what the source is received from.
 func (s *source) equip() error {
+	if d := s.DeadLetters; d != nil {
+		var err error
+		if s.blobs, err = s.newBlobs(*d.Blob); err != nil {
+			return err
+		}
+	}
 	switch from := s.From; {
 	case from == nil:
 	case from.ServiceBus != nil:
 		return s.equipServiceBus(*from.ServiceBus)
 	case from.EventGridNamespace != nil:
 		return s.equipNamespace(*from.EventGridNamespace)
+	case from.EventHub != nil:
+		return s.equipHub(*from.EventHub)
 	}
 	return nil
 }
@@ -206,13 +222,21 @@ func (r *Receivers) Start() {
 
 // start begins to receive one source.
 func (s *source) start() {
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	if s.hub != nil {
+		s.working.Go(func() { s.hub.run(ctx) })
+	}
+	if b := s.blobs; b != nil && b.cfg.Every != Never {
+		s.working.Go(func() { b.sweep(ctx) })
+	}
 	if s.open == nil {
 		return
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	s.stop = stop
 	for i := range s.workers() {
-		s.working.Go(func() { s.work(ctx, i) })
+		s.working.Go(func() {
+			s.work(ctx, i, func(ctx context.Context) (inbox, error) { return s.open(ctx, i) })
+		})
 	}
 }
 
@@ -304,27 +328,34 @@ const (
 	goodbye = 2 * time.Second
 )
 
+// errAgain ends a session that begins anew at once.
+var errAgain = errors.New("the place where it is read has moved")
+
 // work receives until ctx ends.
-func (s *source) work(ctx context.Context, worker int) {
+func (s *source) work(ctx context.Context, worker int, open func(context.Context) (inbox, error)) {
 	for failures := 0; ctx.Err() == nil; {
-		err := s.session(ctx, worker, func() { failures = 0 })
-		if ctx.Err() != nil {
-			break
+		err := s.session(ctx, worker, open, func() { failures = 0 })
+		switch {
+		case ctx.Err() != nil || err == nil: // its time was over
+		case errors.Is(err, errAgain):
+			pause(ctx, s.least/5)
+		default:
+			pause(ctx, s.failed(worker, faultOf(err), failures))
+			failures++
 		}
-		if err == nil {
-			continue // its time was over
-		}
-		f := faultOf(err)
-		wait := s.wait(f, failures)
-		failures++
-		s.status.failed(worker, f, wait)
-		if s.status.begun(worker) {
-			s.parts.Log.Warn("nothing can be received", "source", s.Name, "from", s.status.from, "reason", f.Error(), "again_in", wait.Round(time.Millisecond))
-			s.parts.Report("source.receive-failing", s.Name, map[string]any{"from": s.status.from, "kind": string(f.Kind), "reason": f.Reason})
-		}
-		pause(ctx, wait)
 	}
 	s.status.stopped(worker)
+}
+
+// failed tells people that a worker cannot receive, and gives how long to leave the
+// broker alone.
+func (s *source) failed(worker int, f *Fault, failures int) time.Duration {
+	wait := s.wait(f, failures)
+	if s.status.failed(worker, f, wait) {
+		s.parts.Log.Warn("nothing can be received", "source", s.Name, "from", s.status.from, "reason", f.Error(), "again_in", wait.Round(time.Millisecond))
+		s.parts.Report("source.receive-failing", s.Name, map[string]any{"from": s.status.from, "kind": string(f.Kind), "reason": f.Reason})
+	}
+	return wait
 }
 
 // wait is how long to leave a broker alone after so many failures in a row: longer
@@ -350,8 +381,8 @@ func pause(ctx context.Context, d time.Duration) {
 
 // session opens an inbox and receives from it until it fails. well is called when the
 // broker has shown that it works.
-func (s *source) session(ctx context.Context, worker int, well func()) error {
-	in, err := s.open(ctx, worker)
+func (s *source) session(ctx context.Context, worker int, open func(context.Context) (inbox, error), well func()) error {
+	in, err := open(ctx)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package receive
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
@@ -13,11 +14,13 @@ import (
 // Recovery is what came of reading dead letters of a source back.
 type Recovery struct {
 	Source string `json:"source"`
-	// From names the dead-letter queue.
+	// From names the dead-letter queue, or the container of blobs, or both.
 	From   string `json:"from"`
 	DryRun bool   `json:"dryRun"`
-	// Messages were read, and of them TooLarge left where they are.
+	// Messages were read, and of them TooLarge left where they are. Of blobs these are
+	// the events in them; TooLarge counts blobs then.
 	Messages int `json:"messages"`
+	Blobs    int `json:"blobs,omitempty"`
 	TooLarge int `json:"tooLarge"`
 	// Published, Duplicate, Quarantined and Control are what was in them. Of a dry
 	// run Published are those that can be read.
@@ -25,6 +28,7 @@ type Recovery struct {
 	Duplicate   int `json:"duplicate"`
 	Quarantined int `json:"quarantined"`
 	Control     int `json:"control"`
+	Completing  int `json:"completing,omitempty"` // to be completed before they are published
 	// Reasons counts the messages by why they were given up.
 	Reasons map[string]int `json:"reasons"`
 	// More says that there may be others: the limit, or the time, was reached.
@@ -36,8 +40,9 @@ type Recovery struct {
 
 // Errors of Recover.
 var (
-	ErrUnknown       = errors.New("no source of this name is received from a broker")
-	ErrNoDeadLetters = errors.New("its broker has no dead letters that can be read back")
+	ErrUnknown       = errors.New("no source of this name is received from a broker, or has deadLetters")
+	ErrNoDeadLetters = errors.New("its broker has no dead letters that can be read back; where Event Grid keeps them, name the container in deadLetters.blob")
+	ErrBusy          = errors.New("another router is just reading its dead letters back; try again")
 )
 
 const (
@@ -49,8 +54,8 @@ const (
 	maxReasons = 20
 )
 
-// Recover reads up to limit dead letters of a source's queue or subscription back and
-// publishes them with the extension late. Each is completed there once it is durable
+// Recover reads up to about limit dead letters of a source back, from its queue or
+// subscription and from its container of blobs, and publishes them with the extension late. Each is completed there once it is durable
 // here, so that it can be stopped, and called again, at any time. With dryRun it only
 // looks: nothing is locked, counted as a delivery, or published. It stops when ctx
 // ends and then says that there is more.
@@ -59,22 +64,51 @@ func (r *Receivers) Recover(ctx context.Context, name string, dryRun bool, limit
 	if s == nil {
 		return nil, ErrUnknown
 	}
-	if s.From.ServiceBus == nil {
+	out := &Recovery{Source: name, DryRun: dryRun, Reasons: map[string]int{}}
+	queued := s.From != nil && s.From.ServiceBus != nil
+	switch {
+	case !queued && s.blobs == nil:
 		return nil, ErrNoDeadLetters
+	case queued:
+		out.From = s.status.from + "/$DeadLetterQueue"
+		if err := s.recoverQueue(ctx, dryRun, limit, out); err != nil {
+			return nil, err
+		}
+		if s.blobs == nil || out.More {
+			return out, nil
+		}
+		out.From += " and "
 	}
-	out := &Recovery{Source: name, From: s.status.from + "/$DeadLetterQueue", DryRun: dryRun, Reasons: map[string]int{}}
+	out.From += s.blobs.from
+	before := out.Messages
+	err := s.blobs.exclusively(ctx, func(ctx context.Context) error { return s.blobs.pass(ctx, dryRun, limit, out) })
+	switch {
+	case errors.Is(err, ErrBusy) && !queued:
+		return nil, err
+	case ctx.Err() != nil:
+		out.More = true
+	case err != nil && out.Messages == before && !queued:
+		return nil, err
+	case err != nil:
+		out.More, out.Problem = true, faultOf(err).Reason
+	}
+	return out, nil
+}
+
+// recoverQueue reads the dead letters of a queue back.
+func (s *source) recoverQueue(ctx context.Context, dryRun bool, limit int, out *Recovery) error {
 	b, err := s.newBus(*s.From.ServiceBus)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer b.forget()
 	l, err := b.dial(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer l.close()
 	if l.plain, err = l.receiver(azservicebus.SubQueueDeadLetter); err != nil {
-		return nil, l.fault(err)
+		return l.fault(err)
 	}
 	if dryRun {
 		err = s.look(ctx, l, limit, out)
@@ -85,11 +119,11 @@ func (r *Receivers) Recover(ctx context.Context, name string, dryRun bool, limit
 	case ctx.Err() != nil:
 		out.More = true
 	case err != nil && out.Messages == 0:
-		return nil, err
+		return err
 	case err != nil:
 		out.More, out.Problem = true, faultOf(err).Reason
 	}
-	return out, nil
+	return nil
 }
 
 // forget gives up the tokens of a bus that was made for a while.
@@ -101,14 +135,40 @@ func (b *bus) forget() {
 
 // reason counts why a message was given up.
 func (out *Recovery) reason(m *azservicebus.ReceivedMessage) {
-	why := "unknown"
-	if m.DeadLetterReason != nil && *m.DeadLetterReason != "" {
-		why = (*m.DeadLetterReason)[:min(len(*m.DeadLetterReason), 128)]
+	why := ""
+	if m.DeadLetterReason != nil {
+		why = *m.DeadLetterReason
 	}
+	out.why(why)
+}
+
+// why counts a reason.
+func (out *Recovery) why(reason string) { out.whys(reason, 1) }
+
+func (out *Recovery) whys(why string, n int) {
+	if why == "" {
+		why = "unknown"
+	}
+	why = strings.ToValidUTF8(why[:min(len(why), 128)], "")
 	if _, known := out.Reasons[why]; !known && len(out.Reasons) >= maxReasons {
 		why = "others"
 	}
-	out.Reasons[why]++
+	out.Reasons[why] += n
+}
+
+// add adds what another one has counted.
+func (out *Recovery) add(o *Recovery) {
+	out.Messages += o.Messages
+	out.Blobs += o.Blobs
+	out.TooLarge += o.TooLarge
+	out.Published += o.Published
+	out.Duplicate += o.Duplicate
+	out.Quarantined += o.Quarantined
+	out.Control += o.Control
+	out.Completing += o.Completing
+	for why, n := range o.Reasons {
+		out.whys(why, n)
+	}
 }
 
 // look peeks at dead letters.
@@ -210,5 +270,7 @@ func (out *Recovery) count(st publish.Status) {
 		out.Quarantined++
 	case publish.Control:
 		out.Control++
+	case publish.Completing:
+		out.Completing++
 	}
 }

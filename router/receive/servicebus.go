@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -102,10 +101,9 @@ func (s *source) equipServiceBus(cfg ServiceBus) error {
 // busLink is a connection to Service Bus. It is an inbox.
 type busLink struct {
 	*bus
-	client  *azservicebus.Client
-	conn    atomic.Pointer[metered]
-	trouble atomic.Pointer[error]
-	ask     *int
+	wire
+	client *azservicebus.Client
+	ask    *int
 
 	plain   *azservicebus.Receiver        // nil with sessions
 	session *azservicebus.SessionReceiver // nil without one
@@ -156,15 +154,7 @@ func (b *bus) dial(ctx context.Context) (*busLink, error) {
 		ApplicationID: "gridfan",
 		RetryOptions:  azservicebus.RetryOptions{MaxRetries: -1}, // when to try again is ours to say
 		NewWebSocketConn: func(ctx context.Context, _ azservicebus.NewWebSocketConnArgs) (net.Conn, error) {
-			c, err := b.dialer.Dial(ctx)
-			if err != nil {
-				l.trouble.CompareAndSwap(nil, &err)
-				return nil, err
-			}
-			m := &metered{Conn: c, link: l, gone: make(chan struct{})}
-			m.left.Store(maxRead)
-			l.conn.Store(m)
-			return m, nil
+			return l.reach(ctx, b.dialer)
 		},
 	}
 	if v := b.source.parts.Version; v != "" {
@@ -191,38 +181,7 @@ func (l *busLink) receiver(sub azservicebus.SubQueue) (*azservicebus.Receiver, e
 }
 
 func (l *busLink) fault(err error) *Fault {
-	var trouble error
-	if p := l.trouble.Load(); p != nil {
-		trouble = *p
-	}
-	return amqpFault(err, trouble, l.secrets)
-}
-
-// metered bounds what is read, and remembers why a connection ended, because the
-// client's errors do not tell.
-type metered struct {
-	net.Conn
-	link *busLink
-	left atomic.Int64
-	gone chan struct{} // closed when nothing more comes
-	end  sync.Once
-}
-
-// errTooMuch ends a connection over which more comes than can be kept.
-var errTooMuch = errors.New("the service sends more at once than was asked for")
-
-// Read implements net.Conn.
-func (m *metered) Read(b []byte) (int, error) {
-	n, err := m.Conn.Read(b)
-	if m.left.Add(-int64(n)) < 0 {
-		err = errTooMuch
-		m.Close()
-	}
-	if err != nil {
-		m.link.trouble.CompareAndSwap(nil, &err)
-		m.end.Do(func() { close(m.gone) })
-	}
-	return n, err
+	return amqpFault(err, l.said(), l.secrets, ofQueues)
 }
 
 // current gives the receiver there is, after waiting for a session; nil if there is
@@ -279,9 +238,7 @@ func (l *busLink) receive(ctx context.Context) ([]*message, error) {
 // from gets messages from one receiver.
 func (l *busLink) from(ctx context.Context, r busReceiver, wait time.Duration) (all []*message, err error) {
 	*l.ask = min(max(*l.ask, 1), max(l.cfg.Batch, 1))
-	if c := l.conn.Load(); c != nil {
-		c.left.Store(maxRead)
-	}
+	l.refill()
 	defer func() {
 		// The client takes properties of some names for texts, whatever they are
 		// (azservicebus v1.11.0, newReceivedMessage: DeadLetterReason). One by one,
@@ -465,14 +422,9 @@ func (l *busLink) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), goodbye)
 	defer cancel()
 	// Not even the client's own goodbye may take longer.
-	hangUp := func() {
-		if c := l.conn.Load(); c != nil {
-			c.Close()
-		}
-	}
-	defer time.AfterFunc(goodbye, hangUp).Stop()
+	defer time.AfterFunc(goodbye, l.hangUp).Stop()
 	if l.client != nil {
 		_ = l.client.Close(ctx) // the connection ends in any case
 	}
-	hangUp()
+	l.hangUp()
 }

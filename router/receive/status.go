@@ -23,6 +23,8 @@ const (
 	Holding State = "holding"
 	// Failing: the broker refuses, or is not reached.
 	Failing State = "failing"
+	// Standby: other replicas read all there is.
+	Standby State = "standby"
 	// Stopped: the program is stopping.
 	Stopped State = "stopped"
 )
@@ -30,7 +32,7 @@ const (
 // Status is how one source is received; counts are since the start of this process.
 type Status struct {
 	Source string `json:"source"`
-	// Way is the key of the configuration: serviceBus, eventGridNamespace.
+	// Way is the key of the configuration: serviceBus, eventGridNamespace, eventHub.
 	Way string `json:"way"`
 	// From names the queue, subscription or hub.
 	From  string `json:"from"`
@@ -54,14 +56,21 @@ type Status struct {
 	Held         int64 `json:"held"`
 
 	// Received are the elements in them; received = published + duplicate +
-	// quarantined + control.
+	// quarantined + control + completing.
 	Received    int64 `json:"received"`
 	Published   int64 `json:"published"`
 	Duplicate   int64 `json:"duplicate"`
 	Quarantined int64 `json:"quarantined"`
 	Control     int64 `json:"control"`
+	// Completing were kept until they are completed, or behind such a one.
+	Completing int64 `json:"completing,omitempty"`
 	// LastEvent is when one was last published.
 	LastEvent *time.Time `json:"lastEvent,omitempty"`
+
+	// Partitions are those of an event hub, in order, whoever reads them.
+	Partitions []PartitionStatus `json:"partitions,omitempty"`
+	// Lag is how many events wait in them, as far as that is known.
+	Lag *int64 `json:"lag,omitempty"`
 }
 
 // board is what the workers of a source say.
@@ -72,14 +81,17 @@ type board struct {
 	mu      sync.Mutex // guards all below
 	s       Status
 	workers map[int]*worker
+	told    State // the last of failing, holding and receiving that people were told
 }
 
 type worker struct {
-	state    State
-	reported State // the last of failing, holding and receiving that people were told
-	fault    *Fault
-	next     time.Time
+	state State
+	fault *Fault
+	next  time.Time
 }
+
+// worse has the states in the order in which they count.
+var worse = []State{Stopped, Standby, Receiving, Connecting, Holding, Failing}
 
 func newBoard(cfg Source, m *Metrics) *board {
 	b := &board{metrics: m, workers: map[int]*worker{}, s: Status{Source: cfg.Name, State: Connecting, Since: time.Now().UTC()}}
@@ -91,6 +103,8 @@ func newBoard(cfg Source, m *Metrics) *board {
 	case from.EventGridNamespace != nil:
 		n := from.EventGridNamespace
 		b.s.Way, b.from = "eventGridNamespace", hostOf(n.Endpoint)+"/"+n.Topic+"/"+n.Subscription
+	case from.EventHub != nil:
+		b.s.Way, b.from = "eventHub", from.EventHub.place()
 	}
 	b.s.From = b.from
 	return b
@@ -113,8 +127,8 @@ func (b *board) goOn(before *board) {
 	b.s.Way, b.s.From, b.s.State, b.s.Since, b.s.Kind, b.s.Reason, b.s.Next, b.s.Held = is.Way, is.From, is.State, is.Since, "", "", nil, 0
 }
 
-// forget stops showing what stands of a source that is not received any more.
-func (b *board) forget() {
+// gone stops showing what stands of a source that is not received any more.
+func (b *board) gone() {
 	b.metrics.held.DeleteLabelValues(b.s.Source)
 	b.metrics.up.DeleteLabelValues(b.s.Source)
 }
@@ -128,17 +142,27 @@ func (b *board) worker(i int) *worker {
 	return w
 }
 
-// set changes what a worker says; the caller holds mu.
-func (b *board) set(w *worker, s State) {
+// set changes what a worker says; the caller holds mu. It says whether people are to
+// be told: when this is now the state of the whole, and was not when they last were.
+func (b *board) set(w *worker, s State) (tell bool) {
 	w.state = s
-	if s == Receiving || s == Stopped {
+	if s == Receiving || s == Standby || s == Stopped {
 		w.fault, w.next = nil, time.Time{}
 	}
+	b.sum()
+	tell = s == b.s.State && s != b.told && slices.Contains([]State{Receiving, Holding, Failing}, s)
+	if tell {
+		b.told = s
+	}
+	return tell
+}
+
+// sum makes one state of all workers'; the caller holds mu.
+func (b *board) sum() {
 	worst := Stopped
 	var of *worker
-	order := []State{Stopped, Receiving, Connecting, Holding, Failing}
 	for _, w := range b.workers {
-		if of == nil || slices.Index(order, w.state) > slices.Index(order, worst) {
+		if of == nil || slices.Index(worse, w.state) > slices.Index(worse, worst) {
 			worst, of = w.state, w
 		}
 	}
@@ -160,56 +184,67 @@ func (b *board) set(w *worker, s State) {
 	b.metrics.up.WithLabelValues(b.s.Source).Set(up)
 }
 
-// failed notes why a worker cannot receive, and for how long it waits.
-func (b *board) failed(i int, f *Fault, wait time.Duration) {
+// failed notes why a worker cannot receive, and for how long it waits. It says
+// whether people are to be told.
+func (b *board) failed(i int, f *Fault, wait time.Duration) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	w := b.worker(i)
 	w.fault, w.next = f, time.Now().Add(wait)
-	b.set(w, Failing)
 	b.metrics.faults.WithLabelValues(b.s.Source, string(f.Kind)).Inc()
-}
-
-// begun says whether nobody was told yet that the worker fails.
-func (b *board) begun(i int) bool { return b.tell(i, Failing) }
-
-// tell says whether people are to be told of a worker's state.
-func (b *board) tell(i int, s State) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	w := b.worker(i)
-	was := w.reported
-	w.reported = s
-	return was != s
+	return b.set(w, Failing)
 }
 
 // receiving notes that a worker receives. It says whether people are to be told.
 func (b *board) receiving(i int) bool {
 	b.mu.Lock()
-	w := b.worker(i)
-	b.set(w, Receiving)
-	b.mu.Unlock()
-	return b.tell(i, Receiving)
+	defer b.mu.Unlock()
+	return b.set(b.worker(i), Receiving)
 }
 
 // holding notes that messages cannot be stored. It says whether people are to be
 // told.
 func (b *board) holding(i int, err error) bool {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	w := b.worker(i)
 	w.fault = &Fault{Kind: Storage, Reason: storageReason(err)}
-	b.set(w, Holding)
 	b.metrics.faults.WithLabelValues(b.s.Source, string(Storage)).Inc()
-	b.mu.Unlock()
-	return b.tell(i, Holding)
+	return b.set(w, Holding)
 }
 
 // stored notes that messages were stored.
 func (b *board) stored(i int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.set(b.worker(i), Receiving)
-	b.worker(i).reported = Receiving
+	if b.set(b.worker(i), Receiving); b.s.State == Receiving {
+		b.told = Receiving
+	}
+}
+
+// standby notes that a worker has nothing to do because others do it.
+func (b *board) standby(i int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.set(b.worker(i), Standby)
+}
+
+// forget drops a worker that is no more.
+func (b *board) forget(i int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.workers, i)
+	b.sum()
+}
+
+// of gives what one worker says.
+func (b *board) of(i int) (State, *Fault) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if w := b.workers[i]; w != nil {
+		return w.state, w.fault
+	}
+	return Connecting, nil
 }
 
 func (b *board) stopped(i int) {
@@ -269,6 +304,8 @@ func (b *board) element(st publish.Status, accepted time.Time) {
 		b.s.Quarantined++
 	case publish.Control:
 		b.s.Control++
+	case publish.Completing:
+		b.s.Completing++
 	}
 	b.metrics.events.WithLabelValues(b.s.Source, "received").Inc()
 	b.metrics.events.WithLabelValues(b.s.Source, string(st)).Inc()
@@ -287,11 +324,42 @@ func (r *Receivers) Status() []Status {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	for _, name := range r.names {
-		if s := r.sources[name]; s.From != nil {
-			list = append(list, s.status.status())
+		s := r.sources[name]
+		if s.From == nil {
+			continue
+		}
+		st := s.status.status()
+		if s.hub != nil {
+			st.Partitions, st.Lag = s.hub.partitions()
+		}
+		list = append(list, st)
+	}
+	return list
+}
+
+// DeadLetters tells how reading containers of dead letters back goes, in the order
+// that they were given in.
+func (r *Receivers) DeadLetters() []DeadLetterStatus {
+	list := []DeadLetterStatus{}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, name := range r.names {
+		if b := r.sources[name].blobs; b != nil {
+			b.mu.Lock()
+			list = append(list, b.status)
+			b.mu.Unlock()
 		}
 	}
 	return list
+}
+
+// Counts tells what became of the elements of a source, whether they were received or
+// read back. Only its counts have a meaning where it is not received.
+func (r *Receivers) Counts(name string) Status {
+	if s := r.source(name); s != nil {
+		return s.status.status()
+	}
+	return Status{}
 }
 
 // Metrics are those of receiving; docs/metrics.md describes them.
@@ -302,6 +370,16 @@ type Metrics struct {
 	held     *prometheus.GaugeVec
 	up       *prometheus.GaugeVec
 	waited   *prometheus.HistogramVec
+
+	// Of event hubs.
+	reads  *prometheus.GaugeVec
+	lag    *prometheus.GaugeVec
+	behind *prometheus.GaugeVec
+	missed *prometheus.CounterVec
+
+	// Of containers of dead letters.
+	blobs  *prometheus.CounterVec
+	rounds *prometheus.GaugeVec
 }
 
 // NewMetrics registers the metrics.
@@ -311,7 +389,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "gridfan_receive_messages_total", Help: "Messages received from brokers by what became of them there: settled, dead-lettered, returned, lost.",
 		}, []string{"source", "result"}),
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gridfan_receive_events_total", Help: "Elements of received messages by result: received = published + duplicate + quarantined + control.",
+			Name: "gridfan_receive_events_total", Help: "Elements of received messages by result: received = published + duplicate + quarantined + control + completing.",
 		}, []string{"source", "result"}),
 		faults: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gridfan_receive_faults_total", Help: "Failures to receive, and to store what was received, by kind.",
@@ -326,9 +404,44 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "gridfan_receive_wait_seconds", Help: "How long messages waited at their broker until they were stored here.",
 			Buckets: []float64{.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400, 604800},
 		}, []string{"source"}),
+		reads: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "gridfan_receive_partitions", Help: "Partitions of an event hub that this process reads.",
+		}, []string{"source"}),
+		lag: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "gridfan_receive_lag_events", Help: "Events that wait in a partition that this process reads.",
+		}, []string{"source", "partition"}),
+		behind: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "gridfan_receive_behind_seconds", Help: "Age of the last event stored of a partition that this process reads, 0 while none waits.",
+		}, []string{"source", "partition"}),
+		missed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gridfan_receive_missed_events_total", Help: "Events that may have been in an event hub and were gone before they could be read.",
+		}, []string{"source"}),
 	}
-	reg.MustRegister(m.messages, m.events, m.faults, m.held, m.up, m.waited)
+	m.blobs = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gridfan_receive_blobs_total", Help: "Blobs of dead letters by what became of them: recovered, or left because they are too large.",
+	}, []string{"source", "result"})
+	m.rounds = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "gridfan_receive_blobs_up", Help: "1 while this router can read the source's container of dead letters, 0 while it cannot; not there while another one does.",
+	}, []string{"source"})
+	reg.MustRegister(m.messages, m.events, m.faults, m.held, m.up, m.waited, m.reads, m.lag, m.behind, m.missed, m.blobs, m.rounds)
 	return m
+}
+
+// initBlobs makes those of a container of dead letters exist from the start.
+func (m *Metrics) initBlobs(source string) {
+	for _, result := range []string{"recovered", "left"} {
+		m.blobs.WithLabelValues(source, result)
+	}
+}
+
+func (m *Metrics) blob(source, result string) { m.blobs.WithLabelValues(source, result).Inc() }
+
+func (m *Metrics) blobRound(source string, ok bool) {
+	up := 0.0
+	if ok {
+		up = 1
+	}
+	m.rounds.WithLabelValues(source).Set(up)
 }
 
 // init makes a source's series exist from the start.
@@ -336,7 +449,7 @@ func (m *Metrics) init(source string) {
 	for _, result := range []string{"settled", "dead-lettered", "returned", "lost"} {
 		m.messages.WithLabelValues(source, result)
 	}
-	for _, result := range []string{"received", "published", "duplicate", "quarantined", "control"} {
+	for _, result := range []string{"received", "published", "duplicate", "quarantined", "control", "completing"} {
 		m.events.WithLabelValues(source, result)
 	}
 	m.held.WithLabelValues(source)

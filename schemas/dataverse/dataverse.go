@@ -84,6 +84,7 @@ package dataverse
 import (
 	"bytes"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -99,7 +100,19 @@ const (
 	// correlationid is the name of CloudEvents' correlation extension
 	// (cloudevents/spec, cloudevents/extensions/correlation.md; read 2026-11).
 	extCorrelationID = "correlationid"
-	extIncomplete    = "incomplete"
+)
+
+// Extension attributes of events from which Dataverse took parts out.
+const (
+	// ExtIncomplete, the boolean true, says that they are missing, and
+	// ExtIncompleteReason in a word why they were not read. Without a word nobody was
+	// to read them.
+	ExtIncomplete       = "incomplete"
+	ExtIncompleteReason = "incompletereason"
+	// ExtCompleted says that columns are those of the row as it was read, and when
+	// that was; ExtNewer, the boolean true, that the row had changed since the event.
+	ExtCompleted = "completed"
+	ExtNewer     = "newer"
 )
 
 // MatchKey names one version of one row, so that a change which was pushed and
@@ -232,8 +245,8 @@ func build(source string, header map[string][]string, bare []byte, members []raw
 		own(e, event.ExtMatchKey, MatchKey(x.table, x.id, modified))
 	}
 	if x.incomplete(action) || oversized(header) {
-		own(e, extIncomplete, "true")
-		e.SetExtension(event.Extension{Name: extIncomplete, Value: "true", Type: event.Boolean})
+		own(e, ExtIncomplete, "true")
+		e.SetExtension(event.Extension{Name: ExtIncomplete, Value: "true", Type: event.Boolean})
 	}
 	if err := e.Validate(); err != nil {
 		return fault(event.FaultOf(err))
@@ -265,6 +278,37 @@ const (
 	deleted  = "deleted"
 	occurred = "occurred"
 )
+
+// Missing says of an event of Parse whether parts were taken out of it, and then
+// whether reading its row makes it whole: only what was created or updated has one
+// that says what the event did not.
+func Missing(e *event.Event) (missing, readable bool) {
+	if e.Get(ExtIncomplete) != "true" {
+		return false, false
+	}
+	action := e.Get(event.ExtAction)
+	return true, (action == created || action == updated) && rowID.MatchString(e.Subject)
+}
+
+var rowID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+// Uncommitted says of an event of Parse whether it was sent within the transaction of
+// its change, as synchronous steps send theirs: who reads the row at once sees it as
+// it was before.
+func Uncommitted(e *event.Event) bool {
+	members, err := rawjson.Members(e.Data)
+	if err != nil {
+		return false
+	}
+	context := rawjson.Find(members, "context")
+	if rawjson.Kind(context) != "an object" {
+		return false
+	}
+	if members, err = rawjson.Members(context); err != nil {
+		return false
+	}
+	return string(rawjson.Find(members, "IsInTransaction")) == "true"
+}
 
 // actionOf tells what a message does to its row. OnExternal… are the messages
 // of virtual tables, which F&O data events use; the …Multiple ones carry many

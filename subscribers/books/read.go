@@ -71,6 +71,9 @@ type Source struct {
 	Refused int64 `json:"refused"`
 	// InQuarantine are there now.
 	InQuarantine int64 `json:"inQuarantine"`
+	// Completing were accepted and are to be completed; they are in none of the sums
+	// before they are published.
+	Completing int64 `json:"completing"`
 	Verdict
 }
 
@@ -301,7 +304,10 @@ func (b *Books) take(ctx context.Context) (r *Reading, settled func(row string) 
 		s := Source{
 			Name: name, Received: n.Received, Redriven: n.Redriven, Direct: src.Direct, Published: src.Published,
 			Duplicate: n.Duplicate, Quarantined: src.Quarantined, Control: n.Control, Refused: n.Refused,
-			InQuarantine: stocks["source/"+name].quarantine,
+			InQuarantine: stocks["source/"+name].quarantine, Completing: stocks["source/"+name].completing,
+		}
+		if s.Completing > 0 {
+			s.Notes = append(s.Notes, fmt.Sprintf("%d accepted events are still to be completed, and are in no sum before they are published: gridfan sources show %s", s.Completing, name))
 		}
 		s.Incomplete = src.Incomplete
 		c := carried[s.row()]
@@ -417,7 +423,7 @@ func (s *Source) judge(killed int, spooled uint64) {
 type stock struct {
 	deadLetters, retry, behind, pending int64
 	inHand                              int64 // given to a worker and not acknowledged
-	quarantine                          int64 // of a source
+	quarantine, completing              int64 // of a source
 	cursorless                          bool
 	// overlap: two subjects of the cursor's filter match the same events, neither
 	// covering the other. What nats-server 2.15.2 says is pending then counts them
@@ -462,6 +468,12 @@ func (b *Books) stocks(ctx context.Context) (map[string]stock, error) {
 			name := "source/" + strings.TrimPrefix(subject, broker.Quarantine(""))
 			s := all[name]
 			s.quarantine += n
+			all[name] = s
+		}},
+		{broker.StreamHeld, func(subject string, n int64) {
+			name := "source/" + broker.HeldSource(subject)
+			s := all[name]
+			s.completing += n
 			all[name] = s
 		}},
 	} {

@@ -59,6 +59,13 @@ type counted struct {
 	killed  int
 }
 
+// SourceTallies gives what all routers have counted and saved, by source, since the books
+// were opened.
+func (b *Books) SourceTallies(ctx context.Context) (map[string]broker.SourceTally, error) {
+	c, err := b.tallies(ctx)
+	return c.sources, err
+}
+
 func (b *Books) tallies(ctx context.Context) (counted, error) {
 	c := counted{sources: map[string]broker.SourceTally{}}
 	p, _, runs, err := b.runs(ctx)

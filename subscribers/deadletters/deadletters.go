@@ -53,8 +53,11 @@ type Parts struct {
 	Broker   *broker.Broker
 	Recorder *deliver.Recorder
 	Registry *registry.Registry
-	// Fleet tells how breakers stand in this process.
+	// Fleet tells how breakers stand in this process; nil with Idle.
 	Fleet *registry.Fleet
+	// Idle takes orders and works on none: processes that deliver do. Recorder and
+	// Fleet are not needed then.
+	Idle bool
 	// Compile makes a filter of an expression.
 	Compile func(expression string) (func(*event.Event) (bool, error), error)
 	Log     *slog.Logger
@@ -96,6 +99,9 @@ func Open(ctx context.Context, p Parts) (*Store, error) {
 	s, err := open(ctx, p)
 	if err != nil {
 		return nil, err
+	}
+	if p.Idle {
+		return s, nil
 	}
 	if err := s.start(); err != nil {
 		s.conn.Close()

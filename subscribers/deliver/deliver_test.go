@@ -368,6 +368,42 @@ func TestOpenBreakerStopsFetching(t *testing.T) {
 	}
 }
 
+// What waits long for a slot is held by signs of life, and comes again after a
+// crash: the slower a subscriber, the less is taken from the stream for it.
+func TestSlowSubscriberHoldsLittle(t *testing.T) {
+	r := newRig(t)
+	const all, enough = 300, 8
+	r.publish(0, all)
+	well := make(chan struct{})
+	s := newSender(func(ctx context.Context, e *event.Event, n int) deliver.Attempt {
+		select {
+		case <-well:
+		case <-time.After(300 * time.Millisecond): // so slow is it
+		}
+		return ok(ctx, e, n)
+	})
+	r.start("slow", fastConfig(), s)
+	cursor, err := r.b.JetStream().Consumer(t.Context(), broker.StreamEvents, "slow")
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "little in hand", func() bool {
+		info, err := cursor.Info(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.NumPending < enough {
+			t.Fatal("nearly all was taken from the stream, and much of it in hand")
+		}
+		return info.NumPending < all && info.NumAckPending <= enough
+	})
+	close(well)
+	waitFor(t, "everything", func() bool { n, _ := s.count(); return n == all })
+	if _, tries := s.count(); tries != all {
+		t.Errorf("made %d attempts for %d events", tries, all)
+	}
+}
+
 func TestPause(t *testing.T) {
 	r := newRig(t)
 	s := newSender(ok)

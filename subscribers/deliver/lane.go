@@ -68,7 +68,9 @@ type lane struct {
 	fresh  bool                 // the cursor was made by this process
 	held   map[uint64]*delivery // by sequence in the lane's stream
 	queued int
-	ended  bool // nothing more is dispatched
+	// ready is how many may be queued now: as many as leave again soon, see paced.
+	ready int
+	ended bool // nothing more is dispatched
 	// early counts down the messages that a cursor made anew may hand out once
 	// more: it does not know.
 	early int
@@ -85,7 +87,7 @@ func newLane(w *worker, stream string, consumer jetstream.ConsumerConfig, window
 	l := &lane{
 		w: w, stream: stream, consumer: consumer, origin: o,
 		// Everything that may be in hand has its place, so that queueing never waits.
-		queue: make(chan *delivery, 4*window+16), window: window,
+		queue: make(chan *delivery, 4*window+16), window: window, ready: window,
 		held: map[uint64]*delivery{}, space: make(chan struct{}, 1), arrived: make(chan struct{}, 1),
 	}
 	if l.counts() {
@@ -448,13 +450,39 @@ func (l *lane) fetchProbe(ctx context.Context, done func()) error {
 	return err
 }
 
-// room waits until at least half of the window is free, and tells how much.
+// An event that waits longer than longWait for a slot costs signs of life and comes
+// again after a crash, and the subscriber has nothing of it. Those that waited less
+// than shortWait may be short of successors.
+const (
+	longWait  = holdEvery / 2
+	shortWait = holdEvery / 8
+)
+
+// paced makes the queue as long as suits how long an event has waited in it. Where
+// events are in order, sent in batches or lent, how long one waits is not the
+// subscriber's pace alone, and the length stays.
+func (l *lane) paced(waited time.Duration) {
+	if l.w.gate != nil || l.w.lender != nil || l.w.sub.Config.Limits.Batch.Events > 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case waited > longWait:
+		l.ready = max(1, l.ready/2)
+	case waited < shortWait:
+		l.ready = min(l.window, l.ready+1)
+	}
+}
+
+// room waits until at least half of what may be queued has left, and tells how much
+// there is room for.
 func (l *lane) room(ctx context.Context) int {
 	for {
 		l.mu.Lock()
-		queued := l.queued
+		queued, ready := l.queued, l.ready
 		l.mu.Unlock()
-		if free := l.window - queued; free*2 >= l.window {
+		if free := ready - queued; free > 0 && free*2 >= ready {
 			return free
 		}
 		select {
@@ -580,6 +608,7 @@ func (l *lane) dispatchLoop() {
 		}
 		// First come, first served between the lanes.
 		err := l.w.slots.acquire(l.w.stopped)
+		l.paced(time.Since(ds[0].taken))
 		l.unqueue(len(ds))
 		if err != nil {
 			for _, d := range ds {

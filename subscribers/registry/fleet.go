@@ -17,13 +17,14 @@ import (
 	"github.com/gridfan/gridfan/subscribers/native"
 )
 
-// Fleet runs a Worker for every subscriber of the bucket and follows its
-// changes. Each subscriber has a keeper of its own, so one that is slow to stop
+// Fleet runs a Worker for every subscriber of the bucket, or for some of them, and
+// follows their changes. Each subscriber has a keeper of its own, so one that is slow to stop
 // does not hold up a change to another.
 type Fleet struct {
 	registry  *Registry
 	parts     deliver.Parts
 	newSender func(d Definition, strange bool) (deliver.Sender, error)
+	mine      func(Definition) bool // nil: all are
 	log       *slog.Logger
 
 	watcher jetstream.KeyWatcher
@@ -49,6 +50,12 @@ type place struct {
 // newSender makes the way out of a definition, whose endpoint stands in it as a URL.
 // strange says that where it leads came by API and not from gridfan's own file.
 func StartFleet(ctx context.Context, r *Registry, parts deliver.Parts, newSender func(d Definition, strange bool) (deliver.Sender, error), log *slog.Logger) (*Fleet, error) {
+	return StartFleetOf(ctx, r, parts, newSender, nil, log)
+}
+
+// StartFleetOf is StartFleet for a process that does not serve everybody: mine says
+// whom it does. Those that no process serves wait.
+func StartFleetOf(ctx context.Context, r *Registry, parts deliver.Parts, newSender func(d Definition, strange bool) (deliver.Sender, error), mine func(Definition) bool, log *slog.Logger) (*Fleet, error) {
 	// The context of a watcher ends the watcher, so it must outlive ctx.
 	w, err := r.kv.WatchAll(context.Background())
 	if err != nil {
@@ -60,7 +67,7 @@ func StartFleet(ctx context.Context, r *Registry, parts deliver.Parts, newSender
 		return nil, fmt.Errorf("watch the endpoints: %w", err)
 	}
 	f := &Fleet{
-		registry: r, parts: parts, newSender: newSender, log: log,
+		registry: r, parts: parts, newSender: newSender, mine: mine, log: log,
 		watcher: w, moves: moves, keepers: map[string]*keeper{}, endpoints: map[string]place{},
 	}
 	// First where they are, then who they are.
@@ -101,7 +108,9 @@ func (f *Fleet) watch(loaded chan struct{}) {
 				f.log.Error("unreadable subscriber, left as it was", "error", err)
 				continue
 			}
-			want = &e
+			if f.mine == nil || f.mine(e.Definition) {
+				want = &e
+			}
 		}
 		k := f.keeper(u.Key(), want != nil)
 		if k == nil {

@@ -23,6 +23,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/schemas/dataverse"
 	"github.com/gridfan/gridfan/schemas/event"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
@@ -55,7 +56,10 @@ type Answer struct {
 	// Quarantined are entries with it in their body, looked for when it is in no
 	// event.
 	Quarantined []Entry `json:"quarantined,omitempty"`
-	Looked      Looked  `json:"looked"`
+	// Held were accepted and are not events yet: they are to be completed, or wait
+	// behind one that is.
+	Held   []Held `json:"held,omitempty"`
+	Looked Looked `json:"looked"`
 	// Complete: all that was asked for was looked at.
 	Complete bool     `json:"complete"`
 	Notes    []string `json:"notes,omitempty"`
@@ -94,6 +98,10 @@ type Event struct {
 	Time     *time.Time `json:"time,omitempty"`
 	Accepted *time.Time `json:"accepted,omitempty"`
 	Stored   time.Time  `json:"stored"`
+	// Completed is when its row was read, because the source had cut it short;
+	// Incomplete why that could not be, as a word of docs/receiving.md, or "unasked".
+	Completed  *time.Time `json:"completed,omitempty"`
+	Incomplete string     `json:"incomplete,omitempty"`
 	// Deliveries are what became of it, by subscriber.
 	Deliveries []Delivery `json:"deliveries"`
 }
@@ -131,6 +139,20 @@ const (
 	Shed       = deliver.RecordShed
 	Dropped    = deliver.RecordDropped
 )
+
+// Held is one event in HELD.
+type Held struct {
+	Sequence uint64 `json:"sequence"`
+	Source   string `json:"source"`
+	ID       string `json:"id"`
+	Type     string `json:"type"`
+	About    string `json:"about,omitempty"`
+	// For is "completion", or "order": it waits for one before it.
+	For string `json:"for"`
+	// Since is when it was accepted, Until when it is published as it is.
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until"`
+}
 
 // Step is one attempt or settlement.
 type Step struct {
@@ -178,6 +200,12 @@ func (f *Finder) Find(ctx context.Context, q Query) (*Answer, error) {
 	hits, err := f.events(ctx, budget, what, since, q.Limit, a)
 	if err != nil {
 		return nil, err
+	}
+	if err := f.held(ctx, what, q.Limit, a); err != nil {
+		return nil, err
+	}
+	if len(hits) == 0 && len(a.Held) > 0 {
+		return a, nil
 	}
 	if len(hits) == 0 {
 		err := f.quarantine(ctx, budget, what, since, q.Limit, a)
@@ -385,7 +413,10 @@ func decode(h hit) Event {
 		PartitionKey: get(event.ExtPartitionKey), MatchKey: get(event.ExtMatchKey),
 		Source: get(event.ExtSource), Via: get(event.ExtVia),
 	}
-	for name, to := range map[string]**time.Time{"time": &e.Time, event.ExtRecordedTime: &e.Accepted} {
+	if get(dataverse.ExtIncomplete) == "true" {
+		e.Incomplete = cmp.Or(get(dataverse.ExtIncompleteReason), "unasked")
+	}
+	for name, to := range map[string]**time.Time{"time": &e.Time, event.ExtRecordedTime: &e.Accepted, dataverse.ExtCompleted: &e.Completed} {
 		if t, err := event.ParseTime(get(name)); err == nil {
 			t = t.UTC()
 			*to = &t
@@ -400,6 +431,27 @@ func (e Event) accepted() time.Time {
 		return *e.Accepted
 	}
 	return e.Stored
+}
+
+// held finds what was asked for among what is not an event yet.
+func (f *Finder) held(ctx context.Context, what needle, limit int, a *Answer) error {
+	return read(ctx, f.Broker.JetStream(), broker.StreamHeld, window{headers: true}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) bool {
+		h := m.Headers()
+		if !what.in(h) {
+			return true
+		}
+		if len(a.Held) == limit {
+			a.Complete = false
+			a.Notes = append(a.Notes, fmt.Sprintf("more than %d are still to be completed; these are the oldest", limit))
+			return false
+		}
+		e := decode(hit{sequence: meta.Sequence.Stream, subject: m.Subject(), stored: meta.Timestamp, header: h})
+		one := Held{Sequence: e.Sequence, Source: broker.HeldSource(m.Subject()), ID: e.ID, Type: e.Type, About: e.About, For: h.Get(broker.HeldFor)}
+		one.Since, _ = event.ParseTime(h.Get(broker.HeldSince))
+		one.Until, _ = event.ParseTime(h.Get(broker.HeldUntil))
+		a.Held = append(a.Held, one)
+		return true
+	})
 }
 
 // window is a part of a stream: by sequences, or from a time on.
@@ -515,7 +567,7 @@ func (f *Finder) records(ctx context.Context, b budget, hits []hit, a *Answer) (
 	}
 	if st := s.CachedInfo().State; st.FirstSeq > 1 && st.FirstTime.After(oldest) {
 		a.Complete = false
-		a.Notes = append(a.Notes, fmt.Sprintf("records are there from %s on only; earlier ones went to make room (ATTEMPTS keeps 7 %% of storage.maxBytes)", st.FirstTime.Local().Format(time.DateTime)))
+		a.Notes = append(a.Notes, fmt.Sprintf("records are there from %s on only; earlier ones went to make room (ATTEMPTS keeps 4 %% of storage.maxBytes)", st.FirstTime.Local().Format(time.DateTime)))
 	}
 	return all, nil
 }

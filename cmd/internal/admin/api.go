@@ -15,15 +15,22 @@ import (
 
 // Status is the answer to GET /api/v1/status.
 type Status struct {
-	Version     string         `json:"version"`
-	Instance    string         `json:"instance"`
-	Started     time.Time      `json:"started"`
-	Healthy     bool           `json:"healthy"`
-	Problem     string         `json:"problem,omitempty"`
-	Config      config.State   `json:"config"`
-	Broker      BrokerStatus   `json:"broker"`
-	Sources     []SourceStatus `json:"sources"`
-	Subscribers []Subscriber   `json:"subscribers"`
+	Version  string `json:"version"`
+	Instance string `json:"instance"`
+	// Role is all, router or subscribers.
+	Role    string    `json:"role"`
+	Started time.Time `json:"started"`
+	Healthy bool      `json:"healthy"`
+	Problem string    `json:"problem,omitempty"`
+	// Warnings are what to know although nothing is broken.
+	Warnings []string `json:"warnings"`
+	// Processes are all on an external broker that have said lately that they live,
+	// this one among them.
+	Processes   []broker.Process `json:"processes"`
+	Config      config.State     `json:"config"`
+	Broker      BrokerStatus     `json:"broker"`
+	Sources     []SourceStatus   `json:"sources"`
+	Subscribers []Subscriber     `json:"subscribers"`
 }
 
 // BrokerStatus tells what events are kept on.
@@ -38,7 +45,8 @@ type BrokerStatus struct {
 	Disk *broker.Space `json:"disk,omitempty"`
 	// Spool takes events while an external broker is away; nil without one.
 	Spool *publish.SpoolStatus `json:"spool,omitempty"`
-	Dedup Dedup                `json:"dedup"`
+	// Dedup is nil where no events are taken in.
+	Dedup *Dedup `json:"dedup,omitempty"`
 }
 
 // Dedup is how far back events are recognised that come again.

@@ -27,10 +27,10 @@ const (
 )
 
 func (s *server) booksRoutes(api *routes) {
-	api.Handle("GET /api/v1/books", handle(func(_ http.ResponseWriter, r *http.Request) (any, error) {
+	api.Handle("GET /api/v1/books", s.keepsBooks(func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		return s.Books.Read(r.Context())
 	}))
-	api.Handle("POST /api/v1/books/{name}/accept", handle(func(_ http.ResponseWriter, r *http.Request) (any, error) {
+	api.Handle("POST /api/v1/books/{name}/accept", s.keepsBooks(func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		name := r.PathValue("name")
 		n, err := s.Books.Accept(r.Context(), name)
 		return Accepted{name, n}, err

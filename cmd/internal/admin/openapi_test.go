@@ -16,6 +16,7 @@ import (
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/credentials"
 	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/router/complete"
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/quarantine"
@@ -83,6 +84,7 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 
 		"Problem":             Problem{},
 		"Status":              Status{},
+		"Process":             broker.Process{},
 		"BrokerStatus":        BrokerStatus{},
 		"Durability":          broker.Durability{},
 		"StreamUse":           broker.StreamUse{},
@@ -96,8 +98,12 @@ func TestDescriptionHasEveryMember(t *testing.T) {
 		"PollProgress":        poll.Progress{},
 		"RewindOrder":         RewindOrder{},
 		"BaselineOrder":       BaselineOrder{},
+		"PartitionStatus":     receive.PartitionStatus{},
 		"ReceiveStatus":       receive.Status{},
 		"Recovery":            receive.Recovery{},
+		"DeadLetterStatus":    receive.DeadLetterStatus{},
+		"CompleteStatus":      complete.Status{},
+		"TracedHeld":          trace.Held{},
 		"Subscriber":          Subscriber{},
 		"Replica":             Replica{},
 		"Definition":          registry.Definition{},

@@ -39,7 +39,7 @@ type Dropped struct {
 func (s *server) quarantineRoutes(api *routes) {
 	api.Handle("GET /api/v1/quarantine", handle(s.quarantineList))
 	api.Handle("GET /api/v1/quarantine/{sequence}", handle(s.quarantineShow))
-	api.Handle("POST /api/v1/quarantine/redrive", handle(s.quarantineRedrive))
+	api.Handle("POST /api/v1/quarantine/redrive", s.takesIn(s.quarantineRedrive))
 	api.Handle("POST /api/v1/quarantine/drop", handle(s.quarantineDrop))
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/infra/secret"
+	"github.com/gridfan/gridfan/router/complete"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/publish"
@@ -33,21 +34,27 @@ import (
 
 // Parts are what the API speaks for.
 type Parts struct {
-	Version     string
-	Started     time.Time
-	Broker      *broker.Broker
-	Ingress     *ingress.Ingress
-	Poller      *poll.Poller
-	Receivers   *receive.Receivers
-	Sources     func() config.Sources // those of now
-	Publisher   *publish.Publisher
+	Version string
+	// Role is what this process does: all, router or subscribers. What it does not
+	// do is nil below.
+	Role    string
+	Started time.Time
+	Broker  *broker.Broker
+	Health  Health
+	// Sources gives those of the configuration as they are now.
+	Sources     func() config.Sources
+	Ingress     *ingress.Ingress    // nil where no events are taken in
+	Poller      *poll.Poller        // the same
+	Completer   *complete.Completer // the same
+	Receivers   *receive.Receivers  // the same
+	Publisher   *publish.Publisher  // the same
 	Quarantine  *quarantine.Store
 	Registry    *registry.Registry
 	Fleet       *registry.Fleet
 	Config      *config.Live
 	Egress      *egress.Rules
 	DeadLetters *deadletters.Store
-	Books       *books.Books
+	Books       *books.Books // nil where not all subscribers are served
 	Gatherer    prometheus.Gatherer
 	Log         *slog.Logger
 	// Stopping ends when the listener stops, so that answers that go on end.
@@ -97,7 +104,7 @@ func newHandler(p Parts, token secret.String) (http.Handler, []string) {
 	protected := http.NewCrossOriginProtection().Handler(api)
 	all := newRoutes()
 	all.Handle("/", guard(token, protected))
-	all.probes(p.Broker.Health, func() bool { return false })
+	all.probes(p.Health)
 	return all, append(api.patterns, all.patterns...)
 }
 
@@ -121,13 +128,38 @@ func (r *routes) HandleFunc(pattern string, h func(http.ResponseWriter, *http.Re
 	r.Handle(pattern, http.HandlerFunc(h))
 }
 
-// Probes adds the health endpoints, which need no key and tell no secret.
-// stopping makes /readyz say no.
-func Probes(mux *http.ServeMux, health func(context.Context) error, stopping func() bool) {
-	(&routes{ServeMux: mux}).probes(health, stopping)
+// Health is what the health endpoints ask.
+type Health struct {
+	// Broker says what is wrong with it.
+	Broker func(context.Context) error
+	// Warnings are what a monitor should know of a process that is well.
+	Warnings func() []string
+	// Unready says in a word why no requests should be led here, and is empty if
+	// they may be.
+	Unready func() string
 }
 
-func (r *routes) probes(health func(context.Context) error, stopping func() bool) {
+// Probes adds the health endpoints, which need no key and tell no secret.
+func Probes(mux *http.ServeMux, health Health) {
+	(&routes{ServeMux: mux}).probes(health)
+}
+
+// NotUp serves the admin listener of a process that starts or stops: the health
+// endpoints answer, and all else is told to come back.
+func NotUp(health Health) http.Handler {
+	mux := http.NewServeMux()
+	Probes(mux, health)
+	mux.Handle("/", handle(func(w http.ResponseWriter, _ *http.Request) (any, error) {
+		w.Header().Set("Retry-After", "5")
+		if health.Unready() == "stopping" {
+			return nil, problem(http.StatusServiceUnavailable, "stopping", "this process is stopping; ask another one, or the next")
+		}
+		return nil, problem(http.StatusServiceUnavailable, "starting", "this process is starting, and may wait for its broker: see /healthz")
+	}))
+	return mux
+}
+
+func (r *routes) probes(health Health) {
 	plain := func(w http.ResponseWriter, code int, text string) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(code)
@@ -139,18 +171,18 @@ func (r *routes) probes(health func(context.Context) error, stopping func() bool
 	// Ready means able to answer HTTP. It does not ask the broker: handshakes
 	// are answered without one, and events with 503.
 	r.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if stopping() {
-			plain(w, http.StatusServiceUnavailable, "stopping")
+		if why := health.Unready(); why != "" {
+			plain(w, http.StatusServiceUnavailable, why)
 			return
 		}
 		plain(w, http.StatusOK, "ok")
 	})
 	r.HandleFunc("GET /healthz", func(w http.ResponseWriter, req *http.Request) {
-		if err := health(req.Context()); err != nil {
+		if err := health.Broker(req.Context()); err != nil {
 			plain(w, http.StatusServiceUnavailable, err.Error())
 			return
 		}
-		plain(w, http.StatusOK, "ok")
+		plain(w, http.StatusOK, strings.Join(append([]string{"ok"}, health.Warnings()...), "\nwarning: "))
 	})
 }
 
@@ -179,17 +211,50 @@ func guard(token secret.String, next http.Handler) http.Handler {
 
 type server struct{ Parts }
 
+// The roles, as package app calls them.
+const (
+	roleRouter      = "router"
+	roleSubscribers = "subscribers"
+)
+
+// otherRole is the answer to what a process of another role is to be asked.
+func otherRole(why, role string) *Problem {
+	return problem(http.StatusConflict, "other-role", fmt.Sprintf("%s; ask the admin API of a process of gridfan serve --role %s, whose address gridfan takes by --admin", why, role))
+}
+
+// takesIn serves what only a process that takes events in can do.
+func (s *server) takesIn(h func(http.ResponseWriter, *http.Request) (any, error)) http.Handler {
+	return handle(func(w http.ResponseWriter, r *http.Request) (any, error) {
+		if s.Ingress == nil {
+			return nil, otherRole("this process takes no events in", roleRouter)
+		}
+		return h(w, r)
+	})
+}
+
+// keepsBooks serves what only a process that keeps the books can do.
+func (s *server) keepsBooks(h func(http.ResponseWriter, *http.Request) (any, error)) http.Handler {
+	return handle(func(w http.ResponseWriter, r *http.Request) (any, error) {
+		if s.Books == nil {
+			return nil, otherRole("a router keeps no books", roleSubscribers)
+		}
+		return h(w, r)
+	})
+}
+
 func (s *server) status(_ http.ResponseWriter, r *http.Request) (any, error) {
 	ctx := r.Context()
 	st := Status{
-		Version: s.Version, Instance: broker.Instance(), Started: s.Started, Healthy: true,
-		Config: s.Config.State(),
+		Version: s.Version, Instance: broker.Instance(), Role: s.Role, Started: s.Started, Healthy: true,
+		Config: s.Config.State(), Warnings: append([]string{}, s.Health.Warnings()...), Processes: []broker.Process{},
 		Broker: BrokerStatus{Embedded: s.Broker.Embedded(), URL: s.Broker.URL(), Durability: s.Broker.Durability()},
 	}
-	known := s.Publisher.Dedup()
-	st.Broker.Dedup = Dedup{known.IDs, known.Bytes, known.Since.UTC(), known.Dropped}
-	if spool, ok := s.Publisher.Spool(ctx); ok {
-		st.Broker.Spool = &spool
+	if s.Publisher != nil {
+		known := s.Publisher.Dedup()
+		st.Broker.Dedup = &Dedup{known.IDs, known.Bytes, known.Since.UTC(), known.Dropped}
+		if spool, ok := s.Publisher.Spool(ctx); ok {
+			st.Broker.Spool = &spool
+		}
 	}
 	if s.Broker.Embedded() {
 		space := s.Broker.Space()
@@ -211,6 +276,11 @@ func (s *server) status(_ http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	st.Sources = s.withSources(ctx, held)
+	others, err := s.Broker.Processes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	st.Processes = append(st.Processes, others...)
 	st.Subscribers, err = s.subscribers(ctx)
 	return st, err
 }
@@ -414,6 +484,9 @@ func (s *server) probe(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	if e.Definition.Native() {
 		return nil, problem(http.StatusConflict, "native", "its own NATS client takes its events, so there is nothing to try; look whether that client runs")
+	}
+	if s.Role == roleRouter && e.Definition.Deliver.Pull == nil {
+		return nil, otherRole("a router delivers to nobody", roleSubscribers)
 	}
 	if serving, _ := s.Fleet.Serving(e.Definition.Name); !serving || !s.Fleet.RetryNow(e.Definition.Name) {
 		return nil, problem(http.StatusConflict, "not-served", "this replica does not serve it: it is parked, or about to start, or another replica serves it, which is then the one to ask")

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/router/complete"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/receive"
@@ -31,6 +32,11 @@ type SourceStatus struct {
 	Tables []poll.Status `json:"tables,omitempty"`
 	// Receive is how it is received from a broker; nil for a source that is not.
 	Receive *receive.Status `json:"receive,omitempty"`
+	// DeadLetters is how those are read back that Event Grid could not deliver; nil for
+	// a source that names no container of them.
+	DeadLetters *receive.DeadLetterStatus `json:"deadLetters,omitempty"`
+	// Complete is how its events are completed; nil for a source whose are not.
+	Complete *complete.Status `json:"complete,omitempty"`
 }
 
 // Source is one source in full, or one table of it.
@@ -54,7 +60,13 @@ func (s *Source) Label() string {
 // RewindOrder is the body of POST /api/v1/sources/{name}/rewind.
 type RewindOrder struct {
 	// To is a time (RFC 3339), or "beginning".
-	To string `json:"to"`
+	To string `json:"to,omitempty"`
+	// Partition is one of an event hub's, or receive.AllPartitions, which is what
+	// none means.
+	Partition string `json:"partition,omitempty"`
+	// Sequence takes the place of To: the number of the first event of Partition to
+	// be read again.
+	Sequence *int64 `json:"sequence,omitempty"`
 }
 
 // FromBeginning is RewindOrder.To for all there is.
@@ -78,10 +90,10 @@ func (s *server) sourceRoutes(api *routes) {
 	api.Handle("GET /api/v1/sources/{name}", handle(func(_ http.ResponseWriter, r *http.Request) (any, error) {
 		return s.source(r.Context(), r.PathValue("name"), r.URL.Query().Get("table"))
 	}))
-	api.Handle("POST /api/v1/sources/{name}/poll-now", handle(s.pollNow))
-	api.Handle("POST /api/v1/sources/{name}/rewind", handle(s.rewind))
-	api.Handle("POST /api/v1/sources/{name}/baseline", handle(s.baseline))
-	api.Handle("POST /api/v1/sources/{name}/recover", handle(s.recover))
+	api.Handle("POST /api/v1/sources/{name}/poll-now", s.takesIn(s.pollNow))
+	api.Handle("POST /api/v1/sources/{name}/rewind", s.takesIn(s.rewind))
+	api.Handle("POST /api/v1/sources/{name}/baseline", s.takesIn(s.baseline))
+	api.Handle("POST /api/v1/sources/{name}/recover", s.takesIn(s.recover))
 }
 
 // sources lists all sources by name. Without a broker it tells what this process
@@ -102,14 +114,18 @@ const pollStatusWait = 3 * time.Second
 
 // withSources is sources, with what is in quarantine by subject.
 func (s *server) withSources(ctx context.Context, held map[string]uint64) []SourceStatus {
-	list := []SourceStatus{}
-	for _, src := range s.Ingress.Status() {
-		list = append(list, SourceStatus{SourceStatus: src})
+	list, declared := []SourceStatus{}, s.Sources()
+	says := "nobody has told yet how polling it goes"
+	if s.Ingress == nil {
+		list, says = s.elsewhere(ctx), "a router polls it, and can tell how that goes"
+	} else {
+		for _, src := range s.Ingress.Status() {
+			list = append(list, SourceStatus{SourceStatus: src})
+		}
+		list = withReceived(list, declared.Received, s.Receivers)
 	}
-	declared := s.Sources()
-	list = withReceived(list, declared.Received, s.Receivers.Status())
 	polled := map[string]poll.Status{}
-	if len(declared.Polled) > 0 {
+	if len(declared.Polled) > 0 && s.Poller != nil {
 		ctx, cancel := context.WithTimeout(ctx, pollStatusWait)
 		defer cancel()
 		for _, st := range s.Poller.Status(ctx) {
@@ -127,9 +143,16 @@ func (s *server) withSources(ctx context.Context, held map[string]uint64) []Sour
 		list[i].Pattern = string(p.Pattern)
 		st, ok := polled[p.ID()]
 		if !ok {
-			st = poll.Status{Source: p.Name, Table: p.Table, State: poll.Starting, Says: "nobody has told yet how polling it goes"}
+			st = poll.Status{Source: p.Name, Table: p.Table, State: poll.Starting, Says: says}
 		}
 		list[i].Tables = append(list[i].Tables, st)
+	}
+	var completing map[string]complete.Status
+	if s.Completer != nil {
+		var err error
+		if completing, err = s.Completer.Status(ctx); err != nil {
+			s.Log.Debug("how completing goes is not known", "error", err)
+		}
 	}
 	for i := range list {
 		switch tables := list[i].Tables; len(tables) {
@@ -139,9 +162,45 @@ func (s *server) withSources(ctx context.Context, held map[string]uint64) []Sour
 		default:
 			list[i].Poll = together(tables)
 		}
+		if st, ok := completing[list[i].Name]; ok {
+			list[i].Complete = &st
+		}
 		list[i].InQuarantine = int(held[broker.Quarantine(list[i].Name)])
 	}
 	slices.SortFunc(list, func(a, b SourceStatus) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}
+
+// elsewhere lists the sources whose events other processes take in. What those have
+// counted is in the books.
+func (s *server) elsewhere(ctx context.Context) []SourceStatus {
+	list, declared := []SourceStatus{}, s.Sources()
+	add := func(name, kind, environment, rationale string) {
+		if !slices.ContainsFunc(list, func(o SourceStatus) bool { return o.Name == name }) {
+			list = append(list, SourceStatus{SourceStatus: ingress.SourceStatus{Name: name, Kind: kind, Environment: environment, Pattern: "push", Rationale: rationale}})
+		}
+	}
+	for _, c := range declared.Pushed {
+		add(c.Name, c.Kind, c.Environment, c.Rationale)
+	}
+	for _, c := range declared.Received {
+		add(c.Name, c.Kind, c.Environment, c.Rationale)
+	}
+	for _, c := range declared.Polled {
+		add(c.Name, c.Kind, c.Environment, c.Rationale)
+	}
+	if s.Books == nil {
+		return list
+	}
+	counted, err := s.Books.SourceTallies(ctx)
+	if err != nil {
+		s.Log.Debug("what the routers have counted is not known", "error", err)
+		return list
+	}
+	for i := range list {
+		n := counted[list[i].Name]
+		list[i].Received, list[i].Published, list[i].Duplicate, list[i].Quarantined, list[i].Control = n.Received, n.Published, n.Duplicate, n.Quarantined, n.Control
+	}
 	return list
 }
 
@@ -320,7 +379,17 @@ func (s *server) rewind(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	var to time.Time
-	if order.To != FromBeginning {
+	switch {
+	case order.Sequence != nil:
+		switch {
+		case order.To != "":
+			return nil, problem(http.StatusBadRequest, "bad-parameter", "sequence and to exclude each other: send one of them")
+		case *order.Sequence < 0:
+			return nil, problem(http.StatusBadRequest, "bad-parameter", fmt.Sprintf("sequence: want 0 or more, got %d", *order.Sequence))
+		case order.Partition == "" || order.Partition == receive.AllPartitions:
+			return nil, problem(http.StatusBadRequest, "bad-parameter", "partition: missing; each counts for itself, so a sequence number is one partition's")
+		}
+	case order.To != FromBeginning:
 		var err error
 		if to, err = time.Parse(time.RFC3339, order.To); err != nil || to.IsZero() {
 			return nil, problem(http.StatusBadRequest, "bad-parameter", fmt.Sprintf("to: want a time as in %s, or %q, got %.80q", time.Now().UTC().Format(time.RFC3339), FromBeginning, order.To))
@@ -328,6 +397,10 @@ func (s *server) rewind(w http.ResponseWriter, r *http.Request) (any, error) {
 		if to.After(time.Now()) {
 			return nil, problem(http.StatusBadRequest, "bad-parameter", fmt.Sprintf("to: %s is still to come: what changes until then would be skipped", order.To))
 		}
+	}
+	// What is polled and received is polled again, unless a partition is named.
+	if len(s.tables(name)) == 0 || order.Partition != "" {
+		return s.rewindPartitions(r, name, order, to)
 	}
 	src, err := s.commanded(r, name, func(ctx context.Context, id string) error { return s.Poller.Rewind(ctx, id, to) })
 	if err == nil {
@@ -381,11 +454,11 @@ func (c *Client) PollNow(ctx context.Context, name string) (*Source, error) {
 	return &s, c.call(ctx, http.MethodPost, sourcePath(name, "/poll-now"), nil, &s)
 }
 
-// Rewind has one, or one table by NAME/TABLE, polled again from a time on, or from
-// FromBeginning.
-func (c *Client) Rewind(ctx context.Context, name, to string) (*Source, error) {
+// Rewind has one, or one table by NAME/TABLE, read again from a time, from
+// FromBeginning, or from an event on.
+func (c *Client) Rewind(ctx context.Context, name string, order RewindOrder) (*Source, error) {
 	var s Source
-	return &s, c.call(ctx, http.MethodPost, sourcePath(name, "/rewind"), RewindOrder{to}, &s)
+	return &s, c.call(ctx, http.MethodPost, sourcePath(name, "/rewind"), order, &s)
 }
 
 // Baseline has all rows of one, or of one table by NAME/TABLE, read again, or confirms

@@ -5,16 +5,17 @@ package app
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
-	"path/filepath"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
 	"github.com/gridfan/gridfan/cmd/internal/config"
@@ -22,31 +23,22 @@ import (
 	"github.com/gridfan/gridfan/infra/egress"
 	"github.com/gridfan/gridfan/infra/telemetry"
 	"github.com/gridfan/gridfan/router/auth"
-	"github.com/gridfan/gridfan/router/ingress"
-	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/publish"
-	"github.com/gridfan/gridfan/router/quarantine"
-	"github.com/gridfan/gridfan/schemas/event"
-	"github.com/gridfan/gridfan/subscribers/books"
-	"github.com/gridfan/gridfan/subscribers/deadletters"
 	"github.com/gridfan/gridfan/subscribers/deliver"
-	"github.com/gridfan/gridfan/subscribers/eventgrid"
-	"github.com/gridfan/gridfan/subscribers/filter"
-	"github.com/gridfan/gridfan/subscribers/pull"
 	"github.com/gridfan/gridfan/subscribers/registry"
-	"github.com/gridfan/gridfan/subscribers/retention"
-	"github.com/gridfan/gridfan/subscribers/servicebus"
-	"github.com/gridfan/gridfan/subscribers/webhook"
 )
 
 // Options are what a start needs besides the configuration.
 type Options struct {
 	Version string
 	Log     *slog.Logger
-	// Grace is how long attempts under way may take when gridfan stops; longer
-	// ones are made again by the next start. Default 20 s: container platforms
-	// kill after 30.
+	// Role is the part of the work that this process does. Default All.
+	Role Role
+	// Grace is how long Stop takes at most; the default is the configuration's.
 	Grace time.Duration
+	// Attempts is how much of it attempts under way may take; longer ones are made
+	// again by the next start. Default four fifths.
+	Attempts time.Duration
 	// File is the configuration's, and Load reads it again; both empty if there is
 	// none to follow. Reload asks for that at once. Sections are digests of the
 	// configuration as it is in the file; nil means as it is.
@@ -59,18 +51,22 @@ type Options struct {
 // App is a running gridfan.
 type App struct {
 	opts   Options
+	role   Role
 	log    *slog.Logger
 	broker *broker.Broker
-	pull   *pull.Server
+	front  front
 	// tenants are the keys that tokens of receivers are checked with.
 	tenants *auth.Keys
 	// reached is broker once there is one, for those who ask before.
 	reached   atomic.Pointer[broker.Broker]
 	publisher atomic.Pointer[publish.Publisher] // the same
+	up        atomic.Bool                       // all has started
+	warnings  warnings
 
 	public, admin net.Listener
 	failed        chan error // a listener that ended by itself
 	stops         []stopStep
+	attempts      time.Time // until when attempts under way may take; set by Stop
 
 	rules *egress.Rules
 }
@@ -83,10 +79,19 @@ type stopStep struct {
 // New starts everything. When it returns without an error, both listeners
 // answer and every subscriber is served. The caller calls Stop.
 func New(ctx context.Context, cfg *config.Config, opts Options) (*App, error) {
-	if opts.Grace == 0 {
-		opts.Grace = 20 * time.Second
+	if opts.Role == "" {
+		opts.Role = All
 	}
-	a := &App{opts: opts, log: opts.Log, failed: make(chan error, 2)}
+	if opts.Grace == 0 {
+		opts.Grace = cfg.Shutdown.Grace.Std()
+	}
+	if opts.Attempts == 0 {
+		opts.Attempts = opts.Grace / 5 * 4
+	}
+	if err := opts.Role.Fits(cfg); err != nil {
+		return nil, err
+	}
+	a := &App{opts: opts, role: opts.Role, log: opts.Log, failed: make(chan error, 2)}
 	if err := a.start(ctx, cfg); err != nil {
 		// What had started is stopped again.
 		return nil, errors.Join(err, a.Stop())
@@ -94,15 +99,84 @@ func New(ctx context.Context, cfg *config.Config, opts Options) (*App, error) {
 	return a, nil
 }
 
-// start is deliberately one straight line: it is the map of the program.
+// start is deliberately one straight line: it is the map of the program. What only
+// some roles do is in takein.go and deliver.go.
 // Steps push how they are undone; Stop undoes the last one first.
 func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	started := time.Now()
 	for _, w := range cfg.Warnings {
 		a.log.Warn(w.String())
 	}
+	if err := a.listen(cfg); err != nil {
+		return err
+	}
+	metrics := telemetry.NewRegistry(a.opts.Version)
+	in, err := a.newTakeIn(cfg, started, metrics)
+	if err != nil {
+		return err
+	}
+	if err := a.openFront(cfg, metrics, in.ingress); err != nil {
+		return err
+	}
 
-	// Addresses first: a taken one should show before anything is written.
+	if err := a.reach(ctx, cfg); err != nil {
+		return err
+	}
+	stopAnnouncing := a.broker.Announce(broker.Process{Instance: broker.Instance(), Role: string(a.role), Version: a.opts.Version, Started: started.UTC()})
+	a.onStop("announcement", func(context.Context) error { stopAnnouncing(); return nil })
+	metrics.MustRegister(broker.NewMetrics(a.broker, a.log))
+
+	// A broker that is there may still elect leaders, so what is asked of it from here on
+	// is asked again for a while.
+	var subscribers *registry.Registry
+	if err := a.settle(ctx, "registry", func() (err error) {
+		subscribers, err = registry.Open(ctx, a.broker, a.log)
+		return err
+	}); err != nil {
+		return err
+	}
+	fleet, recorder, err := a.serveSubscribers(ctx, cfg, subscribers, metrics)
+	if err != nil {
+		return err
+	}
+	// Begun before anything is published and ended after: what is counted in the
+	// books is compared with what is in the streams.
+	out, err := a.openDelivery(ctx, cfg, subscribers, fleet, recorder, in.tally, metrics)
+	if err != nil {
+		return err
+	}
+	if err := a.openTakeIn(ctx, cfg, in, metrics); err != nil {
+		return err
+	}
+	in.books = out.books
+
+	a.onStop("requests", a.front.closeDoors)
+	in.receive(a)
+	sections := a.opts.Sections
+	if sections == nil {
+		sections = cfg.Sections()
+	}
+	live := config.NewLive(config.Following{
+		File: a.opts.File, Load: a.opts.Load, Started: cfg, Sections: sections, Take: in.take,
+		Registry: subscribers, Declares: a.role.delivers(), Report: a.broker.Report, Log: a.log,
+	})
+	a.background("configuration", func(ctx context.Context) { live.Run(ctx, a.opts.Reload) })
+	listening, stopListening := context.WithCancel(context.Background())
+	a.openAPI(admin.NewHandler(admin.Parts{
+		Version: a.opts.Version, Role: string(a.role), Started: started, Broker: a.broker, Health: a.probes(),
+		Sources: in.current, Ingress: in.ingress, Poller: in.poller, Completer: in.completer, Receivers: in.inboxes, Publisher: in.publisher, Quarantine: in.quarantine,
+		Registry: subscribers, Fleet: fleet, Egress: a.rules, Config: live, DeadLetters: out.dead, Books: out.books, Gatherer: metrics, Log: a.log, Stopping: listening,
+	}, cfg.Listen.AdminToken), stopListening)
+	a.up.Store(true)
+
+	a.log.Info("gridfan is up", "version", a.opts.Version, "role", a.role,
+		"ingress", a.public.Addr().String(), "admin", a.admin.Addr().String(), "nats", a.broker.URL(), "clients", a.broker.ClientsURL(),
+		"sources", cfg.Count(), "took", time.Since(started).Round(time.Millisecond))
+	return nil
+}
+
+// listen takes the addresses: a taken one should show before anything is written.
+func (a *App) listen(cfg *config.Config) error {
 	var err error
 	if a.rules, err = egress.New(cfg.Egress); err != nil {
 		return err
@@ -115,42 +189,13 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		return fmt.Errorf("listen.admin.addr: %w", err)
 	}
 	a.onStop("admin listener", func(context.Context) error { return ignoreClosed(a.admin.Close()) })
+	return nil
+}
 
-	public := a.public
-	if cfg.Listen.TLS != nil {
-		t, err := newTLS(*cfg.Listen.TLS, "listen.public.tls", []string{"h2", "http/1.1"}, a.log)
-		if err != nil {
-			return err
-		}
-		public = tls.NewListener(a.public, t)
-	}
-
-	// The public listener answers from here on, because the broker may be away:
-	// handshakes need none, and events get 503 and not a closed door.
-	metrics := telemetry.NewRegistry(a.opts.Version)
-	tally := publish.NewTally()
-	in, err := ingress.New(ingress.Config{Sources: cfg.Sources, Pulled: cfg.From().NotPushed(), TrustedProxies: cfg.Listen.TrustedProxies, Tally: tally, Since: started},
-		ingress.NewMetrics(metrics), a.report, a.log)
-	if err != nil {
-		return err
-	}
-	probes := http.NewServeMux()
-	admin.Probes(probes, a.health, in.Stopping)
-	a.pull = pull.New(pull.NewMetrics(metrics), a.log)
-	a.tenants = auth.NewKeys(nil, a.log, nil)
-	stopPublic := a.serve("public", public, &http.Server{
-		Handler: route(probes, a.pull, in),
-		// A sender that dawdles over its headers or body holds a connection
-		// and no more: Event Grid itself gives up after 30 seconds.
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       60 * time.Second,
-		WriteTimeout:      90 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		// Event Grid can add ten headers of 4 KiB.
-		MaxHeaderBytes: 64 << 10,
-	})
-
+// reach starts or reaches the broker, and says what its acks are worth.
+func (a *App) reach(ctx context.Context, cfg *config.Config) error {
 	settings := cfg.Broker
+	var err error
 	if cfg.ClientsTLS != nil {
 		if settings.Clients.TLS, err = newTLS(*cfg.ClientsTLS, "broker.embedded.clients.tls", nil, a.log); err != nil {
 			return err
@@ -162,6 +207,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	a.reached.Store(a.broker)
 	a.onStop("broker", func(context.Context) error { a.broker.Close(); return nil })
 	if d := a.broker.Durability(); d.Warning {
+		a.warnings.add("durability " + string(d.Mode) + ": " + d.Detail)
 		a.log.Warn("durability "+string(d.Mode), "detail", d.Detail)
 	}
 	if !a.broker.Embedded() {
@@ -170,15 +216,19 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 				"max_payload", n, "fix", fmt.Sprintf("set max_payload: %d on every server", broker.MaxPayload))
 		}
 	}
+	return nil
+}
 
-	// A broker that is there may still elect leaders, so what is asked of it from here
-	// on is asked again for a while.
+// serveSubscribers starts the workers of this role. A router serves those whose
+// receivers fetch their events: they come to its public listener.
+func (a *App) serveSubscribers(ctx context.Context, cfg *config.Config, subscribers *registry.Registry, metrics prometheus.Registerer) (*registry.Fleet, *deliver.Recorder, error) {
 	var recorder *deliver.Recorder
-	if err := a.settle(ctx, "recorder", func() (err error) {
+	err := a.settle(ctx, "recorder", func() (err error) {
 		recorder, err = deliver.NewRecorder(ctx, a.broker, a.log)
 		return err
-	}); err != nil {
-		return err
+	})
+	if err != nil {
+		return nil, nil, err
 	}
 	a.onStop("recorder", func(context.Context) error { recorder.Close(); return nil })
 
@@ -186,39 +236,24 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	var positions *deliver.Positions
 	if a.broker.Embedded() {
 		if positions, err = deliver.OpenPositions(ctx, cfg.Broker.Dir, a.broker, recorder, a.log); err != nil {
-			return err
+			return nil, nil, err
 		}
 		a.onStop("positions", func(context.Context) error { positions.Close(); return nil })
 	}
 
-	var subscribers *registry.Registry
-	if err := a.settle(ctx, "subscribers", func() (err error) {
-		if subscribers, err = registry.Open(ctx, a.broker, a.log); err != nil {
-			return err
+	mine := func(d registry.Definition) bool { return d.Deliver.Pull != nil }
+	if a.role.delivers() {
+		mine = nil
+		if err := a.declare(ctx, cfg, subscribers); err != nil {
+			return nil, nil, err
 		}
-		if err := subscribers.Sweep(ctx); err != nil {
-			return fmt.Errorf("clear deleted subscribers: %w", err)
-		}
-		return nil
-	}); err != nil {
-		return err
 	}
-	var refused *registry.RefusedError
-	if err := a.settle(ctx, "configuration file", func() error {
-		return subscribers.Sync(ctx, cfg.Endpoints, cfg.Subscribers)
-	}); errors.As(err, &refused) {
-		// One subscriber does not keep the others from being served.
-		a.log.Error("the configuration file is not taken over as a whole", "problem", err)
-	} else if err != nil {
-		return err
-	}
-	metrics.MustRegister(registry.NewBacklogMetrics(subscribers, a.log))
 	var board *deliver.Board
 	if err := a.settle(ctx, "breakers' board", func() (err error) {
 		board, err = deliver.NewBoard(ctx, a.broker, a.log)
 		return err
 	}); err != nil {
-		return err
+		return nil, nil, err
 	}
 	a.onStop("breakers' board", func(context.Context) error { board.Close(); return nil })
 	working := deliver.Parts{
@@ -226,122 +261,33 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	}
 	var fleet *registry.Fleet
 	if err := a.settle(ctx, "workers", func() (err error) {
-		fleet, err = registry.StartFleet(ctx, subscribers, working, a.newSender, a.log)
+		fleet, err = registry.StartFleetOf(ctx, subscribers, working, a.newSender, mine, a.log)
 		return err
 	}); err != nil {
-		return err
+		return nil, nil, err
 	}
-	a.onStop("subscribers", func(context.Context) error { fleet.Stop(a.opts.Grace); return nil })
-	a.pull.Ready()
-	var dead *deadletters.Store
-	if err := a.settle(ctx, "dead letters", func() (err error) {
-		dead, err = deadletters.Open(ctx, deadletters.Parts{
-			Broker: a.broker, Recorder: recorder, Registry: subscribers, Fleet: fleet, Compile: compile, Log: a.log,
-		})
-		return err
-	}); err != nil {
-		return err
-	}
-	a.onStop("jobs", func(context.Context) error { dead.Close(); return nil })
-	metrics.MustRegister(broker.NewMetrics(a.broker, a.log))
-	room := retention.Start(cfg.Retention, a.broker, subscribers, fleet, retention.NewMetrics(metrics), a.log)
-	a.onStop("retention", func(context.Context) error { room.Stop(); return nil })
+	a.onStop("subscribers", func(context.Context) error { fleet.Stop(time.Until(a.attempts)); return nil })
+	a.front.pull.Ready()
+	return fleet, recorder, nil
+}
 
-	// Begun before anything is published and ended after: what is counted here
-	// is compared with what is in the streams.
-	names := cfg.From().Names()
-	var kept *books.Books
-	if err := a.settle(ctx, "books", func() (err error) {
-		kept, err = books.Open(ctx, books.Parts{
-			Broker: a.broker, Registry: subscribers, Sources: names, Log: a.log, Breaker: fleet.Breaker, Counted: tally.Save, Spooled: a.spooled,
-		})
-		return err
-	}); err != nil {
-		return err
-	}
-	a.onStop("books", func(ctx context.Context) error { kept.Close(ctx); return nil })
-	metrics.MustRegister(kept.Metrics())
-	if err := a.settle(ctx, "counts of the sources", func() error { return tally.Start(ctx, a.broker, a.log) }); err != nil {
-		return err
-	}
-	a.onStop("counts of the sources", func(ctx context.Context) error { tally.Stop(ctx); return nil })
+// warnings are what should be known and stops nothing. They are safe for concurrent
+// use.
+type warnings struct {
+	mu   sync.Mutex // guards list
+	list []string
+}
 
-	publishing := publish.Config{Dedup: cfg.Dedup, Tally: tally, Log: a.log}
-	if a.broker.Embedded() {
-		publishing.IndexDir = filepath.Join(cfg.Broker.Dir, "dedup")
-	}
-	if cfg.Spool != nil {
-		if publishing.Spool, err = broker.OpenSpool(ctx, *cfg.Spool, a.log); err != nil {
-			return err
-		}
-		a.onStop("spool", func(context.Context) error { publishing.Spool.Close(); return nil })
-		publishing.IndexDir = filepath.Join(cfg.Spool.Dir, "dedup")
-	}
-	var publisher *publish.Publisher
-	if err := a.settle(ctx, "publisher", func() (err error) {
-		publisher, err = publish.New(ctx, a.broker, publishing)
-		return err
-	}); err != nil {
-		return err
-	}
-	a.onStop("publisher", func(context.Context) error { return publisher.Close() })
-	a.publisher.Store(publisher)
-	metrics.MustRegister(publisher.Metrics())
-	inboxes, err := a.receivers(cfg, publisher, metrics)
-	if err != nil {
-		return err
-	}
-	from := &sources{app: a, ingress: in, inboxes: inboxes, books: kept, held: quarantine.NewMetrics(metrics, names...)}
-	from.now.Store(new(cfg.From()))
-	var held *quarantine.Store
-	if err := a.settle(ctx, "quarantine", func() (err error) {
-		held, err = quarantine.Open(ctx, a.broker, publisher, reparse(in, from.current, inboxes), from.held)
-		return err
-	}); err != nil {
-		return err
-	}
+func (w *warnings) add(text string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.list = append(w.list, text)
+}
 
-	polled, err := a.polled(cfg.Polled)
-	if err != nil {
-		return err
-	}
-	poller := poll.New(poll.Parts{Broker: a.broker, Publish: marked(publisher), Metrics: poll.NewMetrics(metrics), Log: a.log})
-	if err := a.settle(ctx, "polling", func() error { return poller.Start(ctx) }); err != nil {
-		return fmt.Errorf("polling: %w", err)
-	}
-	a.onStop("pollers", func(ctx context.Context) error { poller.Stop(ctx); return nil })
-	poller.Apply(polled)
-	from.poller = poller
-
-	in.Publish(publisher)
-	a.onStop("public server", stopPublic)
-	a.onStop("ingress", func(context.Context) error { in.Stop(); return nil })
-	a.onStop("receivers", func(context.Context) error { a.pull.Stop(); return nil })
-	inboxes.Start()
-	a.onStop("inboxes", func(context.Context) error { inboxes.Stop(); return nil })
-	sections := a.opts.Sections
-	if sections == nil {
-		sections = cfg.Sections()
-	}
-	live := config.NewLive(config.LiveParts{File: a.opts.File, Load: a.opts.Load, Started: cfg, Sections: sections, Take: from.take}, subscribers, a.broker.Report, a.log)
-	a.background("configuration", func(ctx context.Context) { live.Run(ctx, a.opts.Reload) })
-	stopping, stop := context.WithCancel(context.Background())
-	api := &http.Server{
-		Handler: admin.NewHandler(admin.Parts{
-			Version: a.opts.Version, Started: started, Broker: a.broker, Ingress: in, Poller: poller, Sources: from.current, Receivers: inboxes, Publisher: publisher, Quarantine: held,
-			Registry: subscribers, Fleet: fleet, Egress: a.rules, Config: live, DeadLetters: dead, Books: kept, Gatherer: metrics, Log: a.log, Stopping: stopping,
-		}, cfg.Listen.AdminToken),
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second,
-		WriteTimeout:      60 * time.Second,
-	}
-	api.RegisterOnShutdown(stop)
-	a.serve("admin", a.admin, api)
-
-	a.log.Info("gridfan is up", "version", a.opts.Version,
-		"ingress", a.public.Addr().String(), "admin", a.admin.Addr().String(), "nats", a.broker.URL(), "clients", a.broker.ClientsURL(),
-		"sources", len(names), "took", time.Since(started).Round(time.Millisecond))
-	return nil
+func (w *warnings) all() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.list)
 }
 
 // background runs something until the program stops.
@@ -350,22 +296,6 @@ func (a *App) background(name string, run func(context.Context)) {
 	done := make(chan struct{})
 	go func() { defer close(done); run(ctx) }()
 	a.onStop(name, func(context.Context) error { cancel(); <-done; return nil })
-}
-
-// route serves the probes and those who fetch events beside the ingress. All other
-// paths reach the ingress as they came: ServeMux would answer one with double
-// slashes by a redirect, which stock Azure clients take for success.
-func route(probes, receivers, in http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch path := r.URL.Path; {
-		case path == "/livez", path == "/readyz", path == "/healthz":
-			probes.ServeHTTP(w, r)
-		case pull.Owns(path):
-			receivers.ServeHTTP(w, r)
-		default:
-			in.ServeHTTP(w, r)
-		}
-	})
 }
 
 // openBroker starts or reaches the broker. An external one that does not answer
@@ -418,10 +348,14 @@ func (a *App) report(what, about string, attrs map[string]any) {
 }
 
 func (a *App) health(ctx context.Context) error {
-	if b := a.reached.Load(); b != nil {
-		return b.Health(ctx)
+	b := a.reached.Load()
+	switch {
+	case b == nil:
+		return broker.ErrAway
+	case !a.up.Load():
+		return errors.New("starting")
 	}
-	return broker.ErrAway
+	return b.Health(ctx)
 }
 
 // spooled tells how many events of this process wait for the broker.
@@ -432,63 +366,6 @@ func (a *App) spooled(ctx context.Context) uint64 {
 	}
 	spool, _ := p.Spool(ctx)
 	return spool.Waiting
-}
-
-// newSender makes the way out that a definition asks for. Where a stranger says
-// where it leads, the addresses are judged.
-func (a *App) newSender(d registry.Definition, strange bool) (deliver.Sender, error) {
-	way, log := a.rules.Way(strange), a.log.With("subscriber", d.Name)
-	switch to := d.Deliver; {
-	case to.Pull != nil:
-		door, err := newDoor(*to.Pull, auth.Deps{Keys: a.tenants, Log: a.log})
-		if err != nil {
-			return nil, err
-		}
-		return a.pull.Open(d.Name, *to.Pull, door), nil
-	case to.EventGrid != nil:
-		return eventgrid.New(*to.EventGrid, eventgrid.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version, Egress: way, Log: log})
-	case to.EventGridNamespace != nil:
-		return eventgrid.NewNamespace(*to.EventGridNamespace, eventgrid.Options{Concurrency: d.Limits.Concurrency, Version: a.opts.Version, Egress: way, Log: log})
-	case to.ServiceBus != nil:
-		return servicebus.New(*to.ServiceBus, servicebus.Options{Version: a.opts.Version, Egress: way, Log: log})
-	case to.Webhook == nil:
-		return nil, errors.New("its definition names no way out that this version knows")
-	}
-	keys, err := d.Deliver.Webhook.Sign.Parse()
-	if err != nil {
-		return nil, err
-	}
-	return webhook.New(*d.Deliver.Webhook, webhook.Options{
-		Concurrency: d.Limits.Concurrency, Version: a.opts.Version, Keys: keys, Subscriber: d.Name, Rate: float64(d.Limits.Rate),
-		Log: log, Egress: way,
-	})
-}
-
-// compile makes a filter of what an operator wrote.
-func compile(expression string) (func(*event.Event) (bool, error), error) {
-	f, err := filter.Compile(expression)
-	if err != nil {
-		return nil, err
-	}
-	return f.Match, nil
-}
-
-// serve answers on l. It returns what stops it, which it also pushes.
-func (a *App) serve(name string, l net.Listener, s *http.Server) (stop func(context.Context) error) {
-	s.ErrorLog = slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)
-	go func() {
-		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			a.failed <- fmt.Errorf("%s listener: %w", name, err)
-		}
-	}()
-	stop = func(ctx context.Context) error {
-		if err := s.Shutdown(ctx); err != nil {
-			return errors.Join(err, s.Close())
-		}
-		return nil
-	}
-	a.onStop(name+" server", stop)
-	return stop
 }
 
 func (a *App) onStop(name string, stop func(context.Context) error) {
@@ -505,22 +382,41 @@ func (a *App) Wait(ctx context.Context) error {
 	}
 }
 
-// Stop stops everything, last started first, and joins what went wrong.
+// Stop stops everything, last started first, and joins what went wrong. It returns
+// when the grace is over, whatever goes on by then: the process is killed soon
+// after, and a kill loses nothing.
 func (a *App) Stop() error {
 	start := time.Now()
-	var errs []error
-	for i := len(a.stops) - 1; i >= 0; i-- {
-		step := a.stops[i]
-		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
-		if err := step.stop(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("stop %s: %w", step.name, err))
+	a.attempts = start.Add(a.opts.Attempts)
+	ctx, cancel := context.WithTimeout(context.Background(), a.opts.Grace)
+	defer cancel()
+	var at atomic.Pointer[string]
+	done := make(chan error, 1)
+	go func() {
+		var errs []error
+		for i := len(a.stops) - 1; i >= 0; i-- {
+			step := a.stops[i]
+			at.Store(&step.name)
+			ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+			if err := step.stop(ctx); err != nil {
+				errs = append(errs, fmt.Errorf("stop %s: %w", step.name, err))
+			}
+			cancel()
 		}
-		cancel()
+		done <- errors.Join(errs...)
+	}()
+	select {
+	case err := <-done:
+		a.stops = nil
+		a.log.Info("gridfan has stopped", "took", time.Since(start).Round(time.Millisecond))
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("the grace of %v is over while it stops %s; nothing is lost, and the next start goes on; shutdown.grace gives it longer", a.opts.Grace, *at.Load())
 	}
-	a.stops = nil
-	a.log.Info("gridfan has stopped", "took", time.Since(start).Round(time.Millisecond))
-	return errors.Join(errs...)
 }
+
+// stepTimeout keeps one part that does not stop from taking all of the grace.
+const stepTimeout = 15 * time.Second
 
 func ignoreClosed(err error) error {
 	if errors.Is(err, net.ErrClosed) {

@@ -98,15 +98,20 @@ func ready(a addresses) {
 	fmt.Printf("%s\n", b)
 }
 
-// gridfanChild is a gridfan with the configuration file of its first argument.
+// gridfanChild is a gridfan with the configuration file of its first argument, and
+// the role of its second one, if there is one.
 func gridfanChild() int {
+	role := app.All
+	if len(os.Args) > 2 {
+		role = app.Role(os.Args[2])
+	}
 	cfg, err := config.Load(os.Args[1])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	a, err := app.New(context.Background(), cfg, app.Options{Version: "test", Log: log})
+	a, err := app.New(context.Background(), cfg, app.Options{Version: "test", Role: role, Log: log})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

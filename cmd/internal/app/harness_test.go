@@ -46,10 +46,10 @@ const patience = 2 * time.Minute
 
 // gridfan is a running program with its store.
 type gridfan struct {
-	t     testing.TB
-	dir   string
-	log   *slog.Logger
-	grace time.Duration
+	t        testing.TB
+	dir      string
+	log      *slog.Logger
+	attempts time.Duration
 
 	app     *app.App // nil while stopped
 	admin   *admin.Client
@@ -75,7 +75,7 @@ func (g *gridfan) run(parts ...string) {
 // runWith is run with a configuration of the test's own.
 func (g *gridfan) runWith(cfg *config.Config) {
 	g.t.Helper()
-	a, err := app.New(context.Background(), cfg, app.Options{Version: "test", Log: g.log, Grace: g.grace})
+	a, err := app.New(context.Background(), cfg, app.Options{Version: "test", Log: g.log, Attempts: g.attempts})
 	if err != nil {
 		g.t.Fatal(err)
 	}

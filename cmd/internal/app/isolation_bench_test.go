@@ -18,7 +18,9 @@ import (
 // by byte; in turns with rounds in which all are well. Every event must reach
 // the others, and what a delivery costs is compared.
 func BenchmarkIsolationAt500(b *testing.B) {
-	const all, dead, slow, rounds, events = 500, 50, 50, 1, 40
+	// Eight seconds of each, because a trouble costs most when it begins and when the
+	// breakers try again.
+	const all, dead, slow, rounds, events = 500, 50, 50, 1, 160
 	const concurrency, failures = 4, 5
 	for b.Loop() {
 		r := startReceivers(b)

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/Azure/go-amqp"
 	"github.com/getkin/kin-openapi/openapi3"
@@ -20,6 +21,7 @@ import (
 	"github.com/getkin/kin-openapi/routers/gorillamux"
 
 	"github.com/gridfan/gridfan/infra/amqptest"
+	"github.com/gridfan/gridfan/infra/blobtest"
 	"github.com/gridfan/gridfan/router/poll"
 )
 
@@ -141,6 +143,12 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 	given := bus.Queue("orders", amqptest.QueueOptions{}).DeadLetters
 	given.Put(&amqp.Message{Data: [][]byte{[]byte(`{"specversion":"1.0","id":"LATE","source":"/s","type":"t"}`)}})
 	received := fmt.Sprintf("  bus: { kind: cloudevents, receive: { serviceBus: { queue: orders, auth: { connectionString: \"Endpoint=sb://%s;SharedAccessKeyName=n;SharedAccessKey=a2V5LWtleS1rZXk=;UseDevelopmentEmulator=true\" } } } }\n", bus.Addr)
+	hub := bus.Hub("events", amqptest.HubOptions{Partitions: 2})
+	received += fmt.Sprintf("  hub: { kind: cloudevents, receive: { eventHub: { hub: events, auth: { connectionString: \"Endpoint=sb://%s;SharedAccessKeyName=n;SharedAccessKey=a2V5LWtleS1rZXk=;UseDevelopmentEmulator=true\" } } } }\n", bus.Addr)
+	dead := blobtest.Start(t, "dead")
+	dead.Put("T/S/2026/1/1/1/x.json", `[{"id":"DEAD","eventType":"Made","subject":"s","eventTime":"2026-11-01T00:00:00Z","dataVersion":"1","data":{},"deadLetterReason":"MaxDeliveryAttemptsExceeded"}]`)
+	received += fmt.Sprintf("  files: { kind: eventgrid, push: { auth: none }, deadLetters: { blob: { container: dead, every: none, auth: { connectionString: %q } } } }\n", dead.ConnectionString())
+	received += "  cut: { kind: dataverse, push: { auth: none }, complete: { url: \"http://127.0.0.1:1\", within: 1h } }\n"
 	g := start(t, sources+e.source("crm", "")+received+"subscribers:\n"+subscriber("file", in.url+"/file", ""))
 	d := newDescribed(t, "http://"+g.app.AdminAddr())
 	get := func(path string) map[string]any { t.Helper(); _, a := d.call("GET", path, "", 200, ""); return a }
@@ -244,8 +252,41 @@ func TestAdminAPIIsAsDescribed(t *testing.T) {
 		t.Errorf("recovered: %v, and %d dead letters are left there", r, given.Len())
 	}
 	in.wantOnce(t, "file", []string{"LATE"})
+	if r := post("/api/v1/sources/files/recover", ""); r["messages"] != 1.0 || r["blobs"] != 1.0 || r["published"] != 1.0 {
+		t.Errorf("recovered: %v", r)
+	}
+	get("/api/v1/sources/files")
+	const row = "33333333-0000-4000-8000-000000000001"
+	g.post("cut", tooLarge, cutShort("Update", row, 1, time.Now()))
+	waitFor(t, "its row cannot be read", func() bool {
+		s, err := g.admin.Source(t.Context(), "cut")
+		return err == nil && s.Complete != nil && s.Complete.Kind != "" && s.Complete.Held == 1
+	})
+	get("/api/v1/sources/cut")
+	if a := get("/api/v1/why?id=" + row + "&since=1h"); len(a["held"].([]any)) != 1 {
+		t.Errorf("why: %v", a)
+	}
 	d.call("POST", "/api/v1/sources/bus/recover?dryRun=perhaps", "", 400, "bad-selection")
 	d.call("POST", "/api/v1/sources/fo/recover", "", 404, "no-such-source")
+	hub.Put(1, &amqp.Message{Data: [][]byte{[]byte(`{"specversion":"1.0","id":"HUB","source":"/s","type":"t"}`)}})
+	in.wantOnce(t, "file", []string{"HUB"})
+	waitFor(t, "it is known how far the hub is", func() bool {
+		s, err := g.admin.Source(t.Context(), "hub")
+		return err == nil && s.Receive != nil && len(s.Receive.Partitions) == 2 && s.Receive.Partitions[1].Sequence != nil && s.Receive.Lag != nil
+	})
+	get("/api/v1/sources/hub")
+	post("/api/v1/sources/hub/rewind", `{"to":"beginning"}`)
+	post("/api/v1/sources/hub/rewind", `{"partition":"1","sequence":0}`)
+	waitFor(t, "it is read again", func() bool {
+		s, err := g.admin.Source(t.Context(), "hub")
+		return err == nil && s.Receive.Duplicate > 0
+	})
+	d.call("POST", "/api/v1/sources/hub/rewind", `{"sequence":0}`, 400, "bad-parameter")
+	d.call("POST", "/api/v1/sources/hub/rewind", `{"to":"beginning","partition":"0","sequence":0}`, 400, "bad-parameter")
+	d.call("POST", "/api/v1/sources/hub/rewind", `{"to":"beginning","partition":"7"}`, 409, "no-such-partition")
+	d.call("POST", "/api/v1/sources/bus/rewind", `{"to":"beginning"}`, 409, "cannot-rewind")
+	d.call("POST", "/api/v1/sources/fo/rewind", `{"to":"beginning"}`, 409, "not-polled")
+	d.call("POST", "/api/v1/sources/nobody/rewind", `{"to":"beginning"}`, 404, "no-such-source")
 	d.call("GET", "/api/v1/sources/nobody", "", 404, "no-such-source")
 	d.call("POST", "/api/v1/sources/nobody/poll-now", "", 404, "no-such-source")
 	d.call("POST", "/api/v1/sources/fo/poll-now", "", 409, "not-polled")

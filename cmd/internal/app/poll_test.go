@@ -172,7 +172,7 @@ func TestPolledRows(t *testing.T) {
 	}
 
 	// All rows once more: those of before are published now.
-	if _, err := g.admin.Rewind(t.Context(), "crm", admin.FromBeginning); err != nil {
+	if _, err := g.admin.Rewind(t.Context(), "crm", admin.RewindOrder{To: admin.FromBeginning}); err != nil {
 		t.Fatal(err)
 	}
 	alive := map[string]bool{}
@@ -235,11 +235,11 @@ func TestPolledTables(t *testing.T) {
 
 	// One is published anew, and then both.
 	before := len(in.of("all"))
-	if _, err := g.admin.Rewind(t.Context(), "crm/contact", admin.FromBeginning); err != nil {
+	if _, err := g.admin.Rewind(t.Context(), "crm/contact", admin.RewindOrder{To: admin.FromBeginning}); err != nil {
 		t.Fatal(err)
 	}
 	waitFor(t, "the row of before comes", func() bool { return len(in.of("all")) == before+1 })
-	if _, err := g.admin.Rewind(t.Context(), "crm", admin.FromBeginning); err != nil {
+	if _, err := g.admin.Rewind(t.Context(), "crm", admin.RewindOrder{To: admin.FromBeginning}); err != nil {
 		t.Fatal(err)
 	}
 	waitFor(t, "the row of before comes", func() bool { return len(in.of("all")) == before+2 })

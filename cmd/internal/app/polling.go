@@ -64,10 +64,10 @@ const (
 )
 
 // marked publishes what was polled, so that it is known as such in quarantine.
-func marked(p *publish.Publisher) func(context.Context, publish.Origin, []event.Result) ([]publish.Status, error) {
+func marked(pub ingress.Publish) ingress.Publish {
 	return func(ctx context.Context, o publish.Origin, results []event.Result) ([]publish.Status, error) {
 		o.Header = map[string]string{viaHeader: viaPoll}
-		return p.Publish(ctx, o, results)
+		return pub(ctx, o, results)
 	}
 }
 

@@ -60,6 +60,11 @@ type failure struct{ error }
 
 func (f *failure) Unwrap() error { return f.error }
 
+// logged is an error that stands in the log already.
+type logged struct{ error }
+
+func (l *logged) Unwrap() error { return l.error }
+
 // Main runs the command line args and returns the exit code.
 func Main(ctx context.Context, args []string, env Env) int {
 	root := newRoot(env)
@@ -67,6 +72,10 @@ func Main(ctx context.Context, args []string, env Env) int {
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
+	}
+	var told *logged
+	if errors.As(err, &told) {
+		env.Err = io.Discard
 	}
 	if errors.Is(err, errUnbalanced) {
 		fmt.Fprintf(env.Err, "gridfan: %v\n", err)

@@ -67,7 +67,7 @@ Without FILE, gridfan reads its own file again, which it also does by itself wit
 seconds of a change, and at SIGHUP; its sources are taken over, too. With FILE, that file is read here, its references
 resolved here, and its definitions sent; they hold until gridfan's own file changes.
 
-Other sections (listen, broker, storage, egress) are compared and need a restart. The
+Other sections (listen, broker, storage, egress, shutdown) are compared and need a restart. The
 sources of FILE are compared only: who may use the API is not to say where gridfan goes
 with its credentials.`,
 		Example: "  gridfan config apply\n  gridfan config apply gridfan.yaml --dry-run\n  gridfan config apply gridfan.yaml --prune --yes",

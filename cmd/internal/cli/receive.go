@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -28,6 +29,9 @@ func receivingWords(r receive.Status, now time.Time) string {
 	if r.State == receive.Holding {
 		s += ", " + plural(int(r.Held), "message") + " here"
 	}
+	if r.Lag != nil && *r.Lag > 0 {
+		s += ", " + plural(int(*r.Lag), "event") + " behind"
+	}
 	if r.Reason != "" {
 		s += ": " + r.Reason
 	}
@@ -37,13 +41,44 @@ func receivingWords(r receive.Status, now time.Time) string {
 	return s
 }
 
+// writePartitions tells of each partition of an event hub.
+func writePartitions(line func(string, string, ...any), r receive.Status, now time.Time) {
+	for _, p := range r.Partitions {
+		words := "read by nobody"
+		switch {
+		case p.Here:
+			words = fmt.Sprintf("%s here", p.State)
+		case p.Reader != "":
+			words = fmt.Sprintf("%s at %s", cmp.Or(p.State, receive.Connecting), p.Reader)
+		}
+		if p.Sequence != nil {
+			words += fmt.Sprintf(", stored up to event %d", *p.Sequence)
+		}
+		if p.Enqueued != nil {
+			words += fmt.Sprintf(" of %s ago", deliver.Roughly(max(0, now.Sub(*p.Enqueued))))
+		}
+		if p.Lag != nil {
+			words += fmt.Sprintf(", %d behind", *p.Lag)
+		}
+		if p.Missed > 0 {
+			words += fmt.Sprintf(", %d may be missing", p.Missed)
+		}
+		if p.Reason != "" {
+			words += ": " + p.Reason
+		}
+		line("partition "+p.Partition, "%s", words)
+	}
+}
+
 func newSourceRecover(env Env) *cobra.Command {
 	var dryRun, asJSON bool
 	c := &cobra.Command{
-		Use: "recover NAME", Short: "Read back what a source's queue has given up on",
+		Use: "recover NAME", Short: "Read back what a source's broker has given up on",
 		Long: `recover publishes the messages in the dead-letter queue of a Service Bus queue or
-subscription, with the extension late. Each is taken out there once it is stored here, so
-it can be stopped, and called again, at any time. What was published before is recognised.`,
+subscription, and the events in the container of blobs into which Event Grid puts what it
+could not deliver (deadLetters.blob), with the extension late. Each is taken out there once
+it is stored here, so it can be stopped, and called again, at any time. What was published
+before is recognised.`,
 		Example: "  gridfan sources recover crm --dry-run\n  gridfan sources recover crm",
 		Args:    exactly("NAME"),
 	}
@@ -83,8 +118,16 @@ func writeRecovery(w io.Writer, r *receive.Recovery) error {
 	if r.More {
 		more = ", and perhaps there are more"
 	}
-	_, err := fmt.Fprintf(w, "%s in %s%s: %d %s, %d published before, %d not understood, %d too large\n",
-		plural(r.Messages, "message"), r.From, more, r.Published, verb, r.Duplicate, r.Quarantined, r.TooLarge)
+	what := plural(r.Messages, "message")
+	if r.Blobs > 0 {
+		what = plural(r.Messages, "event") + " of " + plural(r.Blobs, "blob")
+	}
+	completing := ""
+	if r.Completing > 0 {
+		completing = fmt.Sprintf(", %d to be completed first", r.Completing)
+	}
+	_, err := fmt.Fprintf(w, "%s in %s%s: %d %s%s, %d published before, %d not understood, %d too large\n",
+		what, r.From, more, r.Published, verb, completing, r.Duplicate, r.Quarantined, r.TooLarge)
 	counts := map[string]string{}
 	for why, n := range r.Reasons {
 		counts[why] = fmt.Sprint(n)

@@ -15,7 +15,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
+	"github.com/gridfan/gridfan/router/complete"
 	"github.com/gridfan/gridfan/router/poll"
+	"github.com/gridfan/gridfan/router/receive"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
 
@@ -195,6 +197,13 @@ func writeSource(out io.Writer, s *admin.Source, now time.Time) error {
 		line("received from", "%s", r.From)
 		line("receiving", "%s", receivingWords(*r, now))
 		line("messages", "%d received, %d settled, %d to come again, %d dead-lettered, %d here", r.Messages, r.Settled, r.Lost, r.DeadLettered, r.Held)
+		writePartitions(line, *r, now)
+	}
+	if d := s.DeadLetters; d != nil {
+		line("dead letters", "%s: %s", d.From, deadLetterWords(*d, now))
+	}
+	if c := s.Complete; c != nil {
+		line("completing", "%s", completingWords(*c, now))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -207,6 +216,43 @@ func writeSource(out io.Writer, s *admin.Source, now time.Time) error {
 		return err
 	}
 	return nil
+}
+
+// deadLetterWords tells how a container of dead letters is read back.
+func deadLetterWords(d receive.DeadLetterStatus, now time.Time) string {
+	var s string
+	switch {
+	case d.Reason != "":
+		return fmt.Sprintf("cannot be read for %s: %s", deliver.Roughly(now.Sub(*d.Since)), d.Reason)
+	case d.Every == 0:
+		s = "read when somebody says so"
+	case !d.Reads:
+		s = "read by another gridfan"
+	case d.Last == nil:
+		s = "about to be read"
+	default:
+		s = fmt.Sprintf("read %s ago, every %s", deliver.Roughly(now.Sub(*d.Last)), deliver.Roughly(time.Duration(d.Every*float64(time.Second))))
+	}
+	s += "; " + plural(int(d.Blobs), "blob") + " recovered"
+	if d.Left > 0 {
+		s += fmt.Sprintf(", %d too large", d.Left)
+	}
+	return s
+}
+
+// completingWords tells how events are completed that the source has cut short.
+func completingWords(c complete.Status, now time.Time) string {
+	s := fmt.Sprintf("%s kept, each for at most %s", plural(int(c.Held), "event"), deliver.Roughly(time.Duration(c.Within*float64(time.Second))))
+	if c.Held == 0 {
+		s = "none to be completed"
+	}
+	if c.Kind != "" {
+		s += fmt.Sprintf("; rows cannot be read for %s: %s", deliver.Roughly(now.Sub(*c.Since)), c.Reason)
+	}
+	if c.Next != nil {
+		s += "; again in " + deliver.Roughly(max(0, c.Next.Sub(now)))
+	}
+	return s
 }
 
 // writeTables shows how polling goes, a table a line.
@@ -373,39 +419,54 @@ func sourceFailure(s *admin.Source) error {
 
 func newSourceRewind(env Env) *cobra.Command {
 	var asJSON, follow bool
-	var to string
+	var order admin.RewindOrder
+	var sequence int64
 	c := &cobra.Command{
-		Use: "rewind NAME[/TABLE] --to TIME|beginning", Short: "Have a source polled again from a time on",
+		Use: "rewind NAME[/TABLE] --to TIME|beginning", Short: "Have a source polled, or its event hub read, again from a time on",
 		Long: `rewind sets a source's cursor back. What changed since the time is read again, and
 published unless it was published within the dedup horizon (24 hours unless set).
 From the beginning, every row there is counts as changed.
 
 TIME is one as in 2026-11-01T10:00:00Z or '2026-11-01 10:00', or how long ago, as in
 2h. Not every cursor has times: a row version of a database has none. Of a source with
-several tables all are set back, unless TABLE names one.`,
-		Example: "  gridfan sources rewind crm --to 2h\n  gridfan sources rewind crm/account --to beginning --follow",
+several tables all are set back, unless TABLE names one.
+
+Of an event hub all partitions are read again, or the one of --partition: that one
+also from an event on, with its --sequence.`,
+		Example: "  gridfan sources rewind crm --to 2h\n  gridfan sources rewind crm/account --to beginning --follow\n  gridfan sources rewind hub --partition 3 --sequence 4711",
 		Args:    exactly("NAME"),
 	}
 	client := adminFlags(c, env)
-	c.Flags().StringVar(&to, "to", "", "the time to go back to, or beginning; required")
+	c.Flags().StringVar(&order.To, "to", "", "the time to go back to, or beginning")
+	c.Flags().StringVar(&order.Partition, "partition", "", "a partition of its event hub, or all")
+	c.Flags().Int64Var(&sequence, "sequence", 0, "the number of the first event of the partition, in the place of --to")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.Flags().BoolVar(&follow, "follow", false, "until all is read")
+	c.Flags().BoolVar(&follow, "follow", false, "until all is read, of a source that is polled")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		if to == "" {
+		from := order.To
+		switch {
+		case cmd.Flags().Changed("sequence") && (order.To != "" || order.Partition == ""):
+			return errors.New("--sequence takes the place of --to and goes with --partition, which counts for itself")
+		case cmd.Flags().Changed("sequence"):
+			order.Sequence, from = &sequence, fmt.Sprintf("event %d of partition %s", sequence, order.Partition)
+		case order.To == "":
 			return errors.New("say how far: --to 2h, --to 2026-11-01T10:00:00Z, or --to beginning")
-		}
-		if to != admin.FromBeginning {
-			at, err := when("--to", to)
+		case order.To != admin.FromBeginning:
+			at, err := when("--to", order.To)
 			if err != nil {
 				return err
 			}
-			to = at.UTC().Format(time.RFC3339)
+			order.To = at.UTC().Format(time.RFC3339)
+			from = order.To
 		}
-		s, err := client().Rewind(cmd.Context(), args[0], to)
+		s, err := client().Rewind(cmd.Context(), args[0], order)
 		if err != nil {
 			return failed(err)
 		}
-		return begun(cmd.Context(), env, client(), s, asJSON, follow, fmt.Sprintf("source %s is polled again from %s", s.Label(), to))
+		if s.Poll == nil || order.Partition != "" {
+			return shown(env, s, asJSON, fmt.Sprintf("source %s is read again from %s\nSee how far it is:  gridfan sources show %s", s.Label(), from, s.Label()))
+		}
+		return begun(cmd.Context(), env, client(), s, asJSON, follow, fmt.Sprintf("source %s is polled again from %s", s.Label(), from))
 	}
 	return c
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gridfan/gridfan/cmd/internal/admin"
+	"github.com/gridfan/gridfan/cmd/internal/app"
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/subscribers/deliver"
 )
@@ -50,7 +51,16 @@ func writeStatus(env Env, s *admin.Status, now time.Time) error {
 	if !s.Healthy {
 		health = "NOT HEALTHY: " + s.Problem
 	}
-	fmt.Fprintf(env.Out, "gridfan %s on %s, up %s, %s\n", s.Version, s.Instance, deliver.Roughly(now.Sub(s.Started)), health)
+	fmt.Fprintf(env.Out, "gridfan %s on %s, %sup %s, %s\n", s.Version, s.Instance, roleWords(s.Role), deliver.Roughly(now.Sub(s.Started)), health)
+	for _, w := range s.Warnings {
+		fmt.Fprintln(env.Out, "WARNING: "+w)
+	}
+	if len(s.Processes) > 0 {
+		fmt.Fprintln(env.Out, processWords(s.Processes))
+	}
+	for _, k := range s.Config.Kept {
+		fmt.Fprintln(env.Out, "secret not read again, the old value is kept: "+k)
+	}
 	for _, p := range s.Config.Problems {
 		fmt.Fprintln(env.Out, "configuration not taken over: "+p)
 	}
@@ -72,10 +82,13 @@ func writeStatus(env Env, s *admin.Status, now time.Time) error {
 	if sp := s.Broker.Spool; sp != nil && sp.Active {
 		fmt.Fprintf(env.Out, "spool: %d events wait for the broker, %s of %s\n", sp.Waiting, size(sp.Bytes), size(uint64(sp.MaxBytes)))
 	}
-	known := s.Broker.Dedup
-	fmt.Fprintf(env.Out, "repeats of events of the last %s are recognised: %d known, %s of memory\n", deliver.Roughly(now.Sub(known.Since)), known.IDs, size(uint64(known.Bytes)))
-	if known.Forgotten > 0 {
-		fmt.Fprintf(env.Out, "%d were forgotten early: raise storage.dedup.memory\n", known.Forgotten)
+	if known := s.Broker.Dedup; known != nil {
+		fmt.Fprintf(env.Out, "repeats of events of the last %s are recognised: %d known, %s of memory\n", deliver.Roughly(now.Sub(known.Since)), known.IDs, size(uint64(known.Bytes)))
+		if known.Forgotten > 0 {
+			fmt.Fprintf(env.Out, "%d were forgotten early: raise storage.dedup.memory\n", known.Forgotten)
+		}
+	} else {
+		fmt.Fprintln(env.Out, "events are taken in by routers; the counts of sources are those of all of them")
 	}
 	fmt.Fprintln(env.Out)
 
@@ -122,6 +135,33 @@ func writeStatus(env Env, s *admin.Status, now time.Time) error {
 		return err
 	}
 	return nil
+}
+
+// roleWords says what a process does that does not do everything.
+func roleWords(role string) string {
+	if role == "" || role == string(app.All) {
+		return ""
+	}
+	return "role " + role + ", "
+}
+
+// processWords lists the processes on the broker by role.
+func processWords(list []broker.Process) string {
+	var words []string
+	for i := 0; i < len(list); {
+		j := i
+		var names []string
+		for ; j < len(list) && list[j].Role == list[i].Role; j++ {
+			name := list[j].Instance
+			if list[j].Version != list[i].Version {
+				name += " (" + list[j].Version + ")"
+			}
+			names = append(names, name)
+		}
+		words = append(words, fmt.Sprintf("%d %s (%s)", j-i, cmp.Or(list[i].Role, "of an unknown role"), strings.Join(names, ", ")))
+		i = j
+	}
+	return "processes on this broker: " + strings.Join(words, "; ")
 }
 
 func percent(u broker.StreamUse) int { return int(u.Bytes * 100 / uint64(u.MaxBytes)) }

@@ -63,7 +63,15 @@ func writeWhy(a *trace.Answer) string {
 		fmt.Fprintf(&s, "Entry %d of the quarantine has it: source %s, %s, %s: %s\n  See it:  gridfan quarantine show %d\n",
 			q.Sequence, q.Source, clock(q.Stored), q.Reason, oneLine(q.Detail), q.Sequence)
 	}
-	if len(a.Events)+len(a.Quarantined) == 0 {
+	for _, h := range a.Held {
+		words := "to be completed by its row"
+		if h.For == "order" {
+			words = "behind one of its record that is to be completed"
+		}
+		fmt.Fprintf(&s, "%s  %s of source %s is not published yet: it was accepted at %s and waits %s, until %s at the latest\n  See why:  gridfan sources show %s\n",
+			oneLine(h.ID), oneLine(h.Type), h.Source, clock(h.Since), words, clock(h.Until), h.Source)
+	}
+	if len(a.Events)+len(a.Quarantined)+len(a.Held) == 0 {
 		fmt.Fprintf(&s, "Nothing was found of %q in %s since %s, nor in %s of the quarantine.\n", a.What,
 			plural(a.Looked.Events, "event"), a.Looked.Since.Local().Format(time.DateTime), entries(a.Looked.Quarantine))
 		s.WriteString(`Try:  a longer --since, such as --since 7d
@@ -111,6 +119,16 @@ func writeTraced(s *strings.Builder, e trace.Event) {
 		line("accepted", clock(*at)+after)
 	}
 	line("stored", clock(e.Stored))
+	if e.Completed != nil {
+		line("completed", "by its row, read at "+clock(*e.Completed))
+	}
+	switch e.Incomplete {
+	case "":
+	case "unasked":
+		line("incomplete", "its source cut it short; see sources.*.complete")
+	default:
+		line("incomplete", "its source cut it short, and it was not completed: "+e.Incomplete)
+	}
 	_ = w.Flush() // into memory
 	if len(e.Deliveries) == 0 {
 		s.WriteString("  There are no subscribers.\n")

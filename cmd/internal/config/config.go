@@ -23,13 +23,17 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/egress"
+	"github.com/gridfan/gridfan/infra/keyvault"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/publish"
 	"github.com/gridfan/gridfan/router/receive"
+	"github.com/gridfan/gridfan/subscribers/deliver"
 	"github.com/gridfan/gridfan/subscribers/registry"
 	"github.com/gridfan/gridfan/subscribers/retention"
 )
@@ -45,10 +49,20 @@ type Config struct {
 	Sources     []ingress.Source      // those that push, sorted by name
 	Polled      []Polled              // the tables of those that are asked, sorted by name; of all kinds at least one
 	Received    []receive.Source      // those that are received from a broker, sorted by name
+	Completed   []Completed           // those whose events are completed, sorted by name
 	Subscribers []registry.Definition // sorted by name; more can be added live
 	Endpoints   []registry.Endpoint   // sorted by name; the same
 	Egress      egress.Config
+	Shutdown    Shutdown
+	Secrets     Secrets
 
+	// References are those whose values may change, in the order they were read.
+	References []Reference
+	// Kept are values that could not be read again and are as before.
+	Kept []Problem
+	// Unread counts references that were not looked up, see Lookup.Offline. With any,
+	// the configuration can only be looked at.
+	Unread int
 	// Files are those that it refers to, sorted.
 	Files []string
 	// Warnings are what should be changed but stops nothing.
@@ -147,6 +161,39 @@ func loopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
+// Shutdown is how gridfan stops.
+type Shutdown struct {
+	// Grace is how long that takes at most. Default 25s: platforms kill after 30.
+	Grace deliver.Duration
+}
+
+// What Grace may be: below, deliveries under way would hardly end, and above, nobody
+// waits.
+const (
+	defaultGrace = 25 * time.Second
+	minGrace     = 2 * time.Second
+	maxGrace     = time.Hour
+)
+
+// Validate sets defaults and reports every problem, each beginning with the path of
+// its key in the configuration file.
+func (s *Shutdown) Validate() error {
+	if s.Grace == 0 {
+		s.Grace = deliver.Duration(defaultGrace)
+	}
+	if g := s.Grace.Std(); g < minGrace || g > maxGrace {
+		return errors.New("shutdown.grace: want 2s to 1h")
+	}
+	return nil
+}
+
+// Secrets is how values are read that stand in the file as references.
+type Secrets struct {
+	KeyVault keyvault.Config
+	// Refresh is how often vaults are asked whether a secret has changed.
+	Refresh time.Duration
+}
+
 // maxFile bounds the file and every file it refers to. Two thousand subscribers
 // need about 300 KB.
 const maxFile = 1 << 20
@@ -154,11 +201,22 @@ const maxFile = 1 << 20
 // Load reads the file at path, with references resolved in this process's
 // environment and file system. What is wrong in the file comes back as Errors.
 func Load(path string) (*Config, error) {
+	return load(path, System())
+}
+
+// LoadOffline is Load for looking at a file only: no vault is asked.
+func LoadOffline(path string) (*Config, error) {
+	lookup := System()
+	lookup.Offline = true
+	return load(path, lookup)
+}
+
+func load(path string, lookup Lookup) (*Config, error) {
 	text, err := readFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	return Parse(path, text, System())
+	return Parse(path, text, lookup)
 }
 
 // Parse reads text, the content of the file called filename. The error, if any,
@@ -175,6 +233,7 @@ func Parse(filename string, text []byte, lookup Lookup) (*Config, error) {
 	c.Warnings = inOrder(d.warnings)
 	slices.Sort(d.files)
 	c.Files = slices.Compact(d.files)
+	c.References, c.Kept, c.Unread = d.references, inOrder(d.kept), d.unread
 	return c, nil
 }
 
@@ -184,9 +243,24 @@ type Lookup struct {
 	Env func(name string) (string, bool)
 	// File gives the content of ${file:/path}.
 	File func(path string) ([]byte, error)
+	// Vaults give the secrets of ${keyvault:vault/name}. Nil means those of Azure, by
+	// one Store for the process.
+	Vaults *keyvault.Store
+	// Offline asks no vault: what such a reference stands for is not known, and
+	// nothing is said of it; see Config.Unread.
+	Offline bool
 }
 
-// System looks into this process's environment and file system.
+var azure = sync.OnceValue(func() *keyvault.Store { return keyvault.NewStore(keyvault.Options{}) })
+
+func (l Lookup) vaults() *keyvault.Store {
+	if l.Vaults == nil {
+		return azure()
+	}
+	return l.Vaults
+}
+
+// System looks into this process's environment and file system, and into Azure.
 func System() Lookup { return Lookup{Env: os.LookupEnv, File: readFile} }
 
 func readFile(path string) ([]byte, error) {

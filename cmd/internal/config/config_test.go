@@ -1,10 +1,15 @@
 package config
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,12 +19,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/gridfan/gridfan/infra/broker"
 	"github.com/gridfan/gridfan/infra/egress"
+	"github.com/gridfan/gridfan/infra/keyvault"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/auth"
 	"github.com/gridfan/gridfan/router/ingress"
@@ -71,6 +79,49 @@ var fake = Lookup{
 		}
 		return []byte(v), nil
 	},
+	Vaults: vaults(map[string]string{
+		"/secrets/fo-key/": "vault-key-vault-key", "/secrets/fo-key/0a1b2c": "old-key-old-key-old", "/secrets/short/": "short", "/secrets/empty/": "",
+	}),
+}
+
+// vaults gives the secrets of the vault contoso, by path, as its REST API does, and
+// knows no other vault. Package keyvault's own tests have the rest.
+func vaults(secrets map[string]string) *keyvault.Store {
+	return keyvault.NewStore(keyvault.Options{Credential: anybody{}, Transport: contoso(secrets)})
+}
+
+func contoso(secrets map[string]string) roundTripper {
+	return func(r *http.Request) (*http.Response, error) {
+		if r.URL.Host != "contoso.vault.azure.net" {
+			return nil, &net.DNSError{Err: "no such host", Name: r.URL.Host, IsNotFound: true}
+		}
+		w := httptest.NewRecorder()
+		w.Header().Set("Content-Type", "application/json")
+		value, ok := secrets[r.URL.Path]
+		switch {
+		case r.Header.Get("Authorization") == "":
+			w.Header().Set("WWW-Authenticate", `Bearer authorization="https://login.microsoftonline.com/7fd0bc6a", resource="https://vault.azure.net"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		case !ok:
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = w.WriteString(`{"error":{"code":"SecretNotFound","message":"canary"}}`)
+		default:
+			_ = json.NewEncoder(w).Encode(map[string]string{"value": value})
+		}
+		resp := w.Result()
+		resp.Request = r
+		return resp, nil
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+type anybody struct{}
+
+func (anybody) GetToken(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	return azcore.AccessToken{Token: "t", ExpiresOn: time.Now().Add(time.Hour)}, nil
 }
 
 // TestGolden reads the cases of testdata/*.txtar: name.yaml is the input and
@@ -275,6 +326,15 @@ broker:
   durability: sync-always
   monitoring: [ http://a:8222, http://b:8222 ]
   spool: { dir: /var/spool/gridfan, maxBytes: 2GiB }
+sources: { prod: { kind: fno, push: { auth: none } } }
+`
+
+const encrypted = `
+broker:
+  url: tls://a:4222
+  user: gridfan
+  password: ${env:KEY}
+  tls: { ca: /etc/gridfan/nats-ca.pem, cert: /etc/gridfan/tls.crt, key: /etc/gridfan/tls.key }
 sources: { prod: { kind: fno, push: { auth: none } } }
 `
 
@@ -504,6 +564,20 @@ func TestParse(t *testing.T) {
 			}},
 			Files: []string{"/run/secrets/nats.creds"},
 		}},
+		{"encrypted external broker", encrypted, &Config{
+			Listen: Listen{Public: ":8080", Admin: "127.0.0.1:8081"},
+			Broker: broker.Config{
+				Dir: "./data", URL: "tls://a:4222", User: "gridfan", Password: secret.New("key-key-key-key-key"),
+				TLS:      broker.TLSConfig{CA: "/etc/gridfan/nats-ca.pem", Cert: "/etc/gridfan/tls.crt", Key: "/etc/gridfan/tls.key"},
+				Replicas: 1, MaxBytes: broker.DefaultMaxBytes,
+			},
+			Dedup:     publish.Dedup{Horizon: 24 * time.Hour, Memory: 512 << 20},
+			Retention: retention.Config{Replay: deliver.Duration(24 * time.Hour), OnFull: retention.Reject},
+			Sources: []ingress.Source{{
+				Name: "prod", Kind: "fno", Environment: "prod", Auth: auth.Config{None: true},
+				Origins: origins, Validation: "answer", Limits: limits(0),
+			}},
+		}},
 		{"clients of their own", clients, &Config{
 			Listen: Listen{Public: ":8080", Admin: "127.0.0.1:8081"},
 			Broker: broker.Config{
@@ -542,7 +616,9 @@ func TestParse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tt.want, got, cmpopts.EquateComparable(secret.String{}, netip.Prefix{})); diff != "" {
+			// What these are is in TestSecretStores and TestReferences.
+			tt.want.Shutdown, tt.want.Secrets, tt.want.References = Shutdown{Grace: deliver.Duration(defaultGrace)}, Secrets{Refresh: defaultRefresh}, got.References
+			if diff := cmp.Diff(tt.want, got, cmpopts.EquateComparable(secret.String{}, netip.Prefix{}, Reference{})); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
@@ -551,7 +627,7 @@ func TestParse(t *testing.T) {
 
 // shared are the keys of credentials and certificates that polled sources have in
 // common with webhooks.
-var shared = regexp.MustCompile(`^sources\.<name>\.poll\.(?:odata|delta)\.((?:auth|tls)\..*)$`)
+var shared = regexp.MustCompile(`^sources\.<name>\.(?:poll\.(?:odata|delta)|complete)\.((?:auth|tls)\..*)$`)
 
 // polling has every key of sources that are polled.
 const polling = `sources:
@@ -788,7 +864,7 @@ func TestTables(t *testing.T) {
 			walk(f.value)
 		}
 	}
-	for _, yaml := range []string{everything, external, credentialed, inAzure, fromAzure, clients, polling} {
+	for _, yaml := range []string{everything, external, encrypted, credentialed, inAzure, fromAzure, completed, clients, polling, stores, stores2} {
 		walk((&decoder{lookup: fake}).parse([]byte(yaml)))
 	}
 	for _, key := range accepted {
@@ -835,8 +911,8 @@ func TestOddInput(t *testing.T) {
 		{"too large", strings.Repeat("# \n", 500_000), "f:1:1: the file is larger than 1048576 bytes\n"},
 		{"wide characters before", "{ ü: 1, \"é\": 2 }",
 			"f:1:1: sources: want at least one source (examples/gridfan.yaml is a complete one)\n" +
-				"f:1:3: unknown key; known here: listen, broker, storage, sources, subscribers, endpoints, egress\n" +
-				"f:1:9: unknown key; known here: listen, broker, storage, sources, subscribers, endpoints, egress\n"},
+				"f:1:3: unknown key; known here: listen, broker, shutdown, secrets, storage, sources, subscribers, endpoints, egress\n" +
+				"f:1:9: unknown key; known here: listen, broker, shutdown, secrets, storage, sources, subscribers, endpoints, egress\n"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -869,6 +945,7 @@ func TestNoLeak(t *testing.T) {
 	shapes := []string{
 		"listen: { admin: { token: %s } }", "listen:\n admin:\n  token: %s\n", "listen: { admin: { addr: %s } }",
 		"broker:\n url: %s\n", "broker:\n credentials: %s\n", "broker:\n url: %s\n credentials: %s\n replicas: %s\n",
+		"broker:\n url: nats://a\n user: '${env:X}'\n password: %s\n tls: { ca: '${env:X}', cert: '${env:X}' }\n",
 		"sources:\n s:\n  kind: ${env:X}\n  push:\n   auth:\n    anyOf:\n    - key: %s\n", "sources:\n s:\n  push:\n   auth:\n    anyOf:\n    - %s\n",
 		"sources:\n s:\n  push:\n   auth: {anyOf: [ %s ]}\n", "sources:\n s:\n  push:\n   auth: %s\n",
 		"sources:\n s:\n  push:\n   auth:\n    anyOf:\n    - sas:\n       keys: %s\n    - sas: %s\n    - sas: { keys: [ %s ], resource: '${env:X}' }\n",
@@ -896,6 +973,7 @@ func TestNoLeak(t *testing.T) {
 				got := outcome(c, err)
 				// The name of a file or vault is not its content.
 				got = strings.ReplaceAll(got, "${keyvault:"+canary, "")
+				got = strings.ReplaceAll(got, canary+".vault.azure.net", "")
 				if strings.Contains(got, canary) {
 					t.Errorf("a secret shows; file:\n%s\nproblems:\n%s", yaml, got)
 				}
@@ -962,6 +1040,7 @@ var placeholders = Lookup{
 		}
 		return []byte("placeholder-placeholder"), nil
 	},
+	Offline: true,
 }
 
 const root = "../../../"

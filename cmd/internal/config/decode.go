@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/gridfan/gridfan/infra/broker"
+	"github.com/gridfan/gridfan/infra/keyvault"
 	"github.com/gridfan/gridfan/infra/secret"
 	"github.com/gridfan/gridfan/router/auth"
 	"github.com/gridfan/gridfan/router/ingress"
@@ -32,6 +33,11 @@ type decoder struct {
 	trouble  []string // paths with a problem; Validate need not repeat them
 	hidden   []hidden
 	files    []string // that were referred to
+
+	reading    *keyvault.Reading // nil until it is known how vaults are reached
+	references []Reference
+	kept       []Problem // values that could not be read again
+	unread     int       // references that were not looked up
 }
 
 func (d *decoder) problem(at pos, path, format string, args ...any) {
@@ -42,6 +48,8 @@ func (d *decoder) problem(at pos, path, format string, args ...any) {
 // config reads the whole tree. Its result has a meaning only without problems.
 func (d *decoder) config(root *value) *Config {
 	c := &Config{}
+	c.Secrets = d.secretStores(root.get("secrets"), root)
+	d.reading = d.lookup.vaults().Read(c.Secrets.KeyVault)
 
 	listen := root.get("listen")
 	c.Listen.Public = d.text(listen.get("public", "addr"))
@@ -59,6 +67,7 @@ func (d *decoder) config(root *value) *Config {
 
 	b := root.get("broker")
 	c.Broker.Dir = d.text(b.get("embedded", "dir"))
+	c.Broker.Ephemeral = d.boolean(b.get("embedded", "ephemeral"))
 	c.Broker.Listen = d.text(b.get("embedded", "listen"))
 	clients := b.get("embedded", "clients")
 	c.Broker.Clients.Listen = d.text(clients.get("listen"))
@@ -72,6 +81,9 @@ func (d *decoder) config(root *value) *Config {
 	c.Broker.Durability = broker.Mode(d.choice(b.get("durability"), string(broker.Barrier), string(broker.SyncAlways)))
 	c.Broker.Monitoring = d.textOrTexts(b.get("monitoring"))
 	c.Broker.Credentials = d.credentials(b.get("credentials"))
+	c.Broker.User = d.text(b.get("user"))
+	c.Broker.Password = d.secret(b.get("password"))
+	c.Broker.TLS = broker.TLSConfig{CA: d.text(b.get("tls", "ca")), Cert: d.text(b.get("tls", "cert")), Key: d.text(b.get("tls", "key"))}
 	if url := b.get("url"); url != nil {
 		// An unreadable URL is an external server still, and the keys beside it
 		// are judged as such.
@@ -97,6 +109,9 @@ func (d *decoder) config(root *value) *Config {
 	c.Retention.OnFull = retention.Policy(d.choice(storage.get("onFull")))
 	d.validated(c.Retention.Validate(), root, "")
 
+	c.Shutdown.Grace = d.duration(root.get("shutdown", "grace"))
+	d.validated(c.Shutdown.Validate(), root, "")
+
 	out := root.get("egress")
 	c.Egress.Allow = d.texts(out.get("allow"))
 	c.Egress.Proxy = d.proxy(out.get("proxy"))
@@ -106,11 +121,20 @@ func (d *decoder) config(root *value) *Config {
 
 	for _, f := range sorted(root.get("sources")) {
 		pattern := d.pattern(f.value)
+		var asked *Polled
 		if pattern != Push {
-			c.Polled = append(c.Polled, d.polled(f, pattern)...)
+			tables := d.polled(f, pattern)
+			c.Polled = append(c.Polled, tables...)
+			// Rows are read as the first table that is read over OData.
+			if i := slices.IndexFunc(tables, func(p Polled) bool { return p.OData != nil }); i >= 0 {
+				asked = &tables[i]
+			}
 		}
 		if pattern == Poll {
 			continue
+		}
+		if to := d.completed(f, asked); to != nil {
+			c.Completed = append(c.Completed, *to)
 		}
 		if r, ok := d.received(f); ok {
 			c.Received = append(c.Received, r)
@@ -343,7 +367,7 @@ func (d *decoder) secret(v *value) secret.String {
 	s, references := d.scalar(v)
 	if s != "" && references == 0 {
 		d.warnings = append(d.warnings, Problem{d.file, v.at.line, v.at.column, v.path,
-			"keys in the file are readable by everyone who can read it; use ${env:NAME} or ${file:/path}"})
+			"keys in the file are readable by everyone who can read it; use ${env:NAME}, ${file:/path} or ${keyvault:vault/name}"})
 	}
 	return secret.New(s)
 }

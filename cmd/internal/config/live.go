@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -23,31 +24,35 @@ import (
 // endpoints of the file are taken over when it changes, and the rest of it is
 // compared. A file with mistakes changes nothing.
 type Live struct {
-	LiveParts
-	registry *registry.Registry
-	report   func(what, about string, attrs map[string]any)
-	log      *slog.Logger
+	Following
 
 	one     sync.Mutex // held while the file is read and taken over; guards sources
 	sources Sources    // that are at work
 
-	mu    sync.Mutex // guards all below
-	state State
-	seen  map[string]stamp // the files that were read, as they were then
-	tried time.Time
+	mu     sync.Mutex // guards all below
+	state  State
+	seen   map[string]stamp // the files that were read, as they were then
+	tried  time.Time
+	loaded *Config // that was read last without mistakes
 }
 
-// LiveParts are what Live takes a file over with.
-type LiveParts struct {
-	// File is where Load has it from; both are empty for a gridfan without one.
+// Following is what a Live begins with.
+type Following struct {
+	// File is where Load has a configuration from; both are empty for none.
 	File string
 	Load func() (*Config, error)
-	// Started is the configuration that has been taken over, and Sections its digests.
+	// Started has been taken over, and Sections are its digests.
 	Started  *Config
 	Sections map[string]string
 	// Take makes sources those at work, when they can be. With an error nothing has
 	// changed.
-	Take func(context.Context, Sources) error
+	Take     func(context.Context, Sources) error
+	Registry *registry.Registry
+	// Declares: the subscribers and endpoints of the file are taken over here.
+	// Otherwise another process does, and the file is only compared.
+	Declares bool
+	Report   func(what, about string, attrs map[string]any)
+	Log      *slog.Logger
 }
 
 // State is what a running gridfan knows of its configuration.
@@ -60,6 +65,8 @@ type State struct {
 	Problems []string `json:"problems,omitempty"`
 	// NeedsRestart are the sections that are not yet as in the file.
 	NeedsRestart []string `json:"needsRestart,omitempty"`
+	// Kept are secrets that could not be read again, and why; they are as before.
+	Kept []string `json:"kept,omitempty"`
 	// Sections are digests of those that it was started with, and of the sources at
 	// work; see Sections.
 	Sections map[string]string `json:"sections"`
@@ -100,7 +107,8 @@ const (
 const sectionSources = "sources"
 
 // Sections gives digests of the parts of a configuration that are only read at a
-// start, and of the sources. They tell nothing of secrets, so a change of these alone is not seen.
+// start, and of the sources. They tell nothing of secrets: a change of these alone shows in
+// Config.References, within one process.
 func (c *Config) Sections() map[string]string {
 	b := c.Broker
 	b.URL, b.MaxBytes = secret.URL(b.URL), 0
@@ -115,9 +123,13 @@ func (c *Config) Sections() map[string]string {
 	for i, r := range c.Received {
 		received[i] = r.Redacted()
 	}
+	completed := make([]Completed, len(c.Completed))
+	for i, s := range c.Completed {
+		completed[i] = s.redacted()
+	}
 	sections := map[string]string{}
 	for name, parts := range map[string]any{
-		"listen": c.Listen, "broker": []any{b, c.ClientsTLS, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, sectionSources: []any{c.Sources, polled, received}, "egress": c.Egress,
+		"listen": c.Listen, "broker": []any{b, c.ClientsTLS, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, sectionSources: []any{c.Sources, polled, received, completed}, "egress": c.Egress, "shutdown": c.Shutdown,
 	} {
 		text, err := json.Marshal(parts)
 		if err != nil {
@@ -141,36 +153,66 @@ func Differing(a, b map[string]string) []string {
 }
 
 // NewLive begins with a configuration that has been taken over.
-func NewLive(p LiveParts, r *registry.Registry, report func(what, about string, attrs map[string]any), log *slog.Logger) *Live {
-	l := &Live{LiveParts: p, registry: r, report: report, log: log, sources: p.Started.From()}
-	l.state = State{File: p.File, Loaded: time.Now().UTC(), Sections: p.Sections}
+func NewLive(f Following) *Live {
+	l := &Live{Following: f, loaded: f.Started, sources: f.Started.From()}
+	l.state = State{File: f.File, Loaded: time.Now().UTC(), Sections: f.Sections}
 	l.tried = time.Now()
-	l.look(p.Started.Files)
+	l.look(f.Started.Files)
 	return l
 }
 
-// Run takes the file over whenever it changes, and at every signal, until ctx ends.
+// Run takes the file over whenever it changes, or a file or secret that it refers to,
+// and at every signal, until ctx ends.
 func (l *Live) Run(ctx context.Context, reload <-chan os.Signal) {
 	if l.Load == nil {
 		return
 	}
 	t := time.NewTicker(watchEvery)
 	defer t.Stop()
+	vaults := time.NewTimer(l.nextRefresh())
+	defer vaults.Stop()
 	for {
+		refresh := false
 		select {
 		case <-ctx.Done():
 			return
 		case <-reload:
-			l.log.Info("reading the configuration file again, as the signal asks", "file", l.File)
+			l.Log.Info("reading the configuration file again, as the signal asks", "file", l.File)
+		case <-vaults.C:
+			vaults.Reset(l.nextRefresh())
+			if refresh = l.asksVaults(); !refresh {
+				continue
+			}
 		case <-t.C:
 			if !l.changed() {
 				continue
 			}
 		}
 		ctx, cancel := context.WithTimeout(ctx, liveTimeout)
-		_, _ = l.Reload(ctx, false) // it reports what is wrong
+		_, _ = l.reload(ctx, false, refresh) // it reports what is wrong
 		cancel()
 	}
+}
+
+// refreshSpread keeps replicas that were started together from asking together.
+const refreshSpread = 0.2
+
+// nextRefresh is when the vaults are asked next.
+func (l *Live) nextRefresh() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	every := l.loaded.Secrets.Refresh
+	if every <= 0 {
+		every = defaultRefresh
+	}
+	return time.Duration(float64(every) * (1 - refreshSpread/2 + refreshSpread*rand.Float64()))
+}
+
+// asksVaults says whether there is a secret in a vault to ask for.
+func (l *Live) asksVaults() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.loaded.References, func(r Reference) bool { return strings.HasPrefix(r.Text, "${keyvault:") })
 }
 
 // State tells how the file stands.
@@ -183,6 +225,12 @@ func (l *Live) State() State {
 // Reload reads the file and takes it over; with dryRun it only says what that
 // would change. An error of type Errors is about the file.
 func (l *Live) Reload(ctx context.Context, dryRun bool) (Result, error) {
+	return l.reload(ctx, dryRun, false)
+}
+
+// reload is Reload by ourselves. With refresh the file is as it was, and only secrets
+// may have changed.
+func (l *Live) reload(ctx context.Context, dryRun, refresh bool) (Result, error) {
 	if l.Load == nil {
 		return Result{}, ErrNoFile
 	}
@@ -190,6 +238,7 @@ func (l *Live) Reload(ctx context.Context, dryRun bool) (Result, error) {
 	defer l.one.Unlock()
 	l.mu.Lock()
 	l.tried = time.Now()
+	before := l.loaded
 	l.mu.Unlock()
 	c, err := l.Load()
 	if err != nil {
@@ -199,8 +248,17 @@ func (l *Live) Reload(ctx context.Context, dryRun bool) (Result, error) {
 		}
 		return Result{}, err
 	}
+	rotated := changed(before.References, c.References)
 	if !dryRun {
 		l.look(c.Files)
+		l.hold(c)
+		if refresh && len(rotated) == 0 && len(l.State().Problems) == 0 {
+			return Result{}, nil
+		}
+	}
+	sync := l.Registry.Sync
+	if !l.Declares && !dryRun {
+		sync = nil
 	}
 	from, sections := c.From(), c.Sections()
 	changes := l.sources.Changes(from)
@@ -212,20 +270,25 @@ func (l *Live) Reload(ctx context.Context, dryRun bool) (Result, error) {
 		}
 		l.sources = from
 	}
-	sections[sectionSources] = l.State().Sections[sectionSources] // it is taken over
-	res, err := l.apply(ctx, c.Endpoints, c.Subscribers, sections, dryRun, l.registry.Sync)
+	taken := sections[sectionSources]
+	sections[sectionSources] = l.State().Sections[sectionSources] // they are taken over
+	res, err := l.apply(ctx, c.Endpoints, c.Subscribers, sections, changed(l.Started.References, c.References), dryRun, sync)
 	res.Changes = append(changes, res.Changes...)
 	if err != nil || dryRun {
 		return res, err
 	}
 	for _, w := range c.Warnings {
-		l.log.Warn(w.String())
+		l.Log.Warn(w.String())
+	}
+	for _, r := range rotated {
+		l.Log.Info("a secret has changed", "reference", r.Text, "at", r.Path, "takes_effect", l.effect(r))
 	}
 	l.mu.Lock()
 	was := l.state
 	l.state.Loaded, l.state.Problems, l.state.NeedsRestart = time.Now().UTC(), res.Problems, res.NeedsRestart
 	l.state.Sections = maps.Clone(l.state.Sections)
-	l.state.Sections[sectionSources] = c.Sections()[sectionSources]
+	l.state.Sections[sectionSources] = taken
+	l.loaded = c
 	l.mu.Unlock()
 	differences := 0
 	for _, c := range res.Changes {
@@ -233,14 +296,49 @@ func (l *Live) Reload(ctx context.Context, dryRun bool) (Result, error) {
 			differences++
 		}
 	}
-	l.report("config.loaded", "file", map[string]any{"file": l.File, "changes": differences, "needsRestart": res.NeedsRestart})
+	l.Report("config.loaded", "file", map[string]any{"file": l.File, "changes": differences, "needsRestart": res.NeedsRestart})
 	if len(res.NeedsRestart) > 0 && !slices.Equal(was.NeedsRestart, res.NeedsRestart) {
-		l.log.Warn("the configuration file has changed in sections that are only read at a start", "file", l.File, "sections", res.NeedsRestart)
+		l.Log.Warn("the configuration has changed in sections that are only read at a start", "file", l.File, "sections", res.NeedsRestart)
 	}
 	for _, p := range res.Problems {
-		l.log.Error("the configuration file is not taken over as a whole", "problem", p)
+		l.Log.Error("the configuration file is not taken over as a whole", "problem", p)
 	}
 	return res, nil
+}
+
+// followed are the sections that are taken over while gridfan runs.
+var followed = []string{"subscribers", "endpoints", "secrets", sectionSources}
+
+// effect says when a secret that has changed is used.
+func (l *Live) effect(r Reference) string {
+	switch {
+	case !slices.Contains(followed, r.section()):
+		return "at the next start"
+	case !l.Declares && r.section() != sectionSources:
+		return "now, in the processes that deliver"
+	}
+	return "now"
+}
+
+// hold notes which secrets could not be read again, and says so once.
+func (l *Live) hold(c *Config) {
+	var kept []string
+	for _, k := range c.Kept {
+		kept = append(kept, k.String())
+	}
+	l.mu.Lock()
+	was := l.state.Kept
+	l.state.Kept = kept
+	l.mu.Unlock()
+	switch {
+	case len(kept) > 0 && len(was) == 0:
+		for _, k := range kept {
+			l.Log.Warn("a secret is not read again; the old value is kept", "problem", k)
+		}
+		l.Report("config.secrets-away", "file", map[string]any{"file": l.File, "secrets": len(kept)})
+	case len(kept) == 0 && len(was) > 0:
+		l.Log.Info("all secrets are read again", "file", l.File)
+	}
 }
 
 // bad keeps what is wrong with the file, and says so once.
@@ -253,9 +351,9 @@ func (l *Live) bad(problems []string) {
 		return
 	}
 	for _, p := range problems {
-		l.log.Error("the configuration file has a mistake, so nothing of it is taken over", "problem", p)
+		l.Log.Error("the configuration file has a mistake, so nothing of it is taken over", "problem", p)
 	}
-	l.report("config.rejected", "file", map[string]any{"file": l.File, "mistakes": len(problems)})
+	l.Report("config.rejected", "file", map[string]any{"file": l.File, "mistakes": len(problems)})
 }
 
 // Apply makes the subscribers and endpoints that files declare those given, which
@@ -264,11 +362,11 @@ func (l *Live) bad(problems []string) {
 func (l *Live) Apply(ctx context.Context, endpoints []registry.Endpoint, subscribers []registry.Definition, sections map[string]string, dryRun bool) (Result, error) {
 	l.one.Lock()
 	defer l.one.Unlock()
-	return l.apply(ctx, endpoints, subscribers, sections, dryRun, l.registry.SyncSent)
+	return l.apply(ctx, endpoints, subscribers, sections, nil, dryRun, l.Registry.SyncSent)
 }
 
 func (l *Live) apply(
-	ctx context.Context, endpoints []registry.Endpoint, subscribers []registry.Definition, sections map[string]string, dryRun bool,
+	ctx context.Context, endpoints []registry.Endpoint, subscribers []registry.Definition, sections map[string]string, rotated []Reference, dryRun bool,
 	sync func(context.Context, []registry.Endpoint, []registry.Definition) error,
 ) (Result, error) {
 	res := Result{NeedsRestart: []string{}}
@@ -279,8 +377,17 @@ func (l *Live) apply(
 			res.NeedsFile = []string{sectionSources}
 		}
 	}
+	for _, r := range rotated {
+		if name := r.section(); !slices.Contains(followed, name) && !slices.Contains(res.NeedsRestart, name) {
+			res.NeedsRestart = append(res.NeedsRestart, name)
+		}
+	}
+	slices.Sort(res.NeedsRestart)
+	if sync == nil {
+		return res, nil // another process does the rest
+	}
 	var err error
-	if res.Changes, err = l.registry.Plan(ctx, endpoints, subscribers); err != nil || dryRun {
+	if res.Changes, err = l.Registry.Plan(ctx, endpoints, subscribers); err != nil || dryRun {
 		return res, err
 	}
 	err = sync(ctx, endpoints, subscribers)

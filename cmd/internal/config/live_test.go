@@ -60,11 +60,14 @@ func TestLive(t *testing.T) {
 		}
 		return refuse
 	}
-	live := config.NewLive(config.LiveParts{File: file, Load: load, Started: c, Sections: c.Sections(), Take: take}, r, func(what, _ string, _ map[string]any) {
-		mu.Lock()
-		defer mu.Unlock()
-		reports = append(reports, what)
-	}, slog.New(slog.DiscardHandler))
+	live := config.NewLive(config.Following{
+		File: file, Load: load, Started: c, Sections: c.Sections(), Take: take, Registry: r, Declares: true, Log: slog.New(slog.DiscardHandler),
+		Report: func(what, _ string, _ map[string]any) {
+			mu.Lock()
+			defer mu.Unlock()
+			reports = append(reports, what)
+		},
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	signals, ended := make(chan os.Signal), make(chan struct{})
 	go func() { defer close(ended); live.Run(ctx, signals) }()
@@ -150,7 +153,7 @@ func TestLiveWithoutFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	live := config.NewLive(config.LiveParts{Started: &config.Config{}}, r, nil, nil)
+	live := config.NewLive(config.Following{Started: &config.Config{}, Registry: r, Declares: true})
 	live.Run(t.Context(), nil)
 	if _, err := live.Reload(t.Context(), false); !errors.Is(err, config.ErrNoFile) {
 		t.Errorf("got %v", err)
@@ -200,7 +203,7 @@ func TestSourceChanges(t *testing.T) {
 	}
 	want := []string{
 		"changed source bus", `  receive: "as it was" to "changed"`,
-		"changed source crm", `  limits.body: "" to "4194304"`, `  limits.concurrency: "" to "256"`,
+		"changed source crm", `  complete: "" to "added"`, `  limits.body: "" to "4194304"`, `  limits.concurrency: "" to "256"`,
 		`  pattern: "poll" to "hybrid"`, `  poll contact: "" to "added"`, `  push: "" to "added"`,
 		"removed source gone",
 		"added source new",

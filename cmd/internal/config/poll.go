@@ -143,7 +143,7 @@ func (d *decoder) pattern(v *value) Pattern {
 	case said == "" && polled == nil:
 		return Push
 	case said == "" && push == nil:
-		return Poll
+		said = Poll
 	case said == "":
 		return Hybrid
 	case said == Push && polled != nil:
@@ -155,7 +155,7 @@ func (d *decoder) pattern(v *value) Pattern {
 	if said != Poll {
 		return said
 	}
-	for _, key := range []string{"push", "receive", "limits", "businessKeys", "mapping"} {
+	for _, key := range []string{"push", "receive", "complete", "deadLetters", "limits", "businessKeys", "mapping"} {
 		if k := v.get(key); k != nil {
 			d.problem(k.at, k.path, "this is about what is pushed, and nothing is with pattern poll: set pattern to hybrid, or remove the key")
 		}

@@ -25,10 +25,12 @@ type Sources struct {
 	Pushed   []ingress.Source
 	Polled   []Polled
 	Received []receive.Source
+	// Completed are those whose events are completed.
+	Completed []Completed
 }
 
 // From gives all sources.
-func (c *Config) From() Sources { return Sources{c.Sources, c.Polled, c.Received} }
+func (c *Config) From() Sources { return Sources{c.Sources, c.Polled, c.Received, c.Completed} }
 
 // Names are those of all sources, sorted.
 func (s Sources) Names() []string {
@@ -93,6 +95,7 @@ type parts struct {
 	pushed   *ingress.Source
 	received *receive.Source
 	polled   []*Polled
+	complete *Completed
 }
 
 func (s Sources) byName() map[string]*parts {
@@ -112,6 +115,9 @@ func (s Sources) byName() map[string]*parts {
 	for i := range s.Polled {
 		p := of(s.Polled[i].Name)
 		p.polled = append(p.polled, &s.Polled[i])
+	}
+	for i := range s.Completed {
+		of(s.Completed[i].Source).complete = &s.Completed[i]
 	}
 	return all
 }
@@ -149,7 +155,12 @@ func (p *parts) keys() map[string][2]string {
 		plain("environment", r.Environment)
 		rationale = r.Rationale
 		plain("limits.body", strconv.FormatInt(r.Body, 10))
-		whole("receive", r.From)
+		if r.From != nil {
+			whole("receive", r.From)
+		}
+		if r.DeadLetters != nil {
+			whole("deadLetters", r.DeadLetters)
+		}
 		p.forms(whole, r.Options.BusinessKeys, r.Options.Mapping)
 	}
 	for _, t := range p.polled {
@@ -160,6 +171,9 @@ func (p *parts) keys() map[string][2]string {
 		one := *t
 		one.Only, one.Rationale, one.Pattern = false, "", ""
 		whole("poll "+t.Table, one)
+	}
+	if p.complete != nil {
+		whole("complete", *p.complete)
 	}
 	plain("pattern", string(pattern))
 	plain("rationale", rationale)

@@ -178,7 +178,7 @@ func (d *demo) startApp(ctx context.Context, s settings) error {
 		return err
 	}
 	// What slow has at hand when dev ends takes 800 ms.
-	d.app, err = app.New(ctx, cfg, app.Options{Version: d.Version, Log: d.Log, Grace: 2 * time.Second})
+	d.app, err = app.New(ctx, cfg, app.Options{Version: d.Version, Log: d.Log, Attempts: 2 * time.Second})
 	return err
 }
 

@@ -227,7 +227,7 @@ func calls(s *source) []string {
 	}
 	for _, decl := range s.file.Decls {
 		f, isFunc := decl.(*ast.FuncDecl)
-		mayExit := s.name == "cmd/gridfan/main.go" || s.test && isFunc && f.Recv == nil && f.Name.Name == "TestMain"
+		mayExit := s.file.Name.Name == "main" && path.Base(s.name) == "main.go" || s.test && isFunc && f.Recv == nil && f.Name.Name == "TestMain"
 		ast.Inspect(decl, func(n ast.Node) bool {
 			// Not only calls: to hand log.Fatal on is no better.
 			switch x := n.(type) {
@@ -266,6 +266,7 @@ func TestSourceRules(t *testing.T) {
 	}{
 		{"good", "a/b/b.go", "// Package b is good.\npackage b\n\n// F does.\nfunc F() {\n\tpanic(1) // panic: a bug\n}\n\n// A T is.\ntype T[X any] int\n\nfunc (T[X]) String() string { return \"\" }\n\n// The kinds.\nconst (\n\tA = 1\n\tB = 2\n)\n\nconst (\n\tC = 1 // see\n)\n", nil},
 		{"main", "cmd/gridfan/main.go", "// Command gridfan runs.\npackage main\n\nimport \"os\"\n\nfunc main() { os.Exit(1) }\n", nil},
+		{"main elsewhere", "cmd/gridfan/other.go", "package main\n\nimport \"os\"\n\nfunc f() { os.Exit(1) }\n\n// Command gridfan runs.\n", []string{"cmd/gridfan/other.go:5: os.Exit", "cmd/gridfan: 0 package comments"}},
 		{"no comments", "a/b/b.go", "package b\n\nfunc F() {}\n\ntype T int\n\nfunc (*T) M() {}\n\nfunc (T) private() {}\n\nconst (\n\tA = 1\n)\n\nvar V = 1\n", []string{
 			"a/b/b.go:3: F has no comment", "a/b/b.go:5: T has no comment", "a/b/b.go:7: M has no comment",
 			"a/b/b.go:12: A has no comment", "a/b/b.go:15: V has no comment", "a/b: 0 package comments",

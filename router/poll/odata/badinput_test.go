@@ -284,31 +284,6 @@ func TestRewind(t *testing.T) {
 	}
 }
 
-// An over-size event is completed by its row as it is now.
-func TestComplete(t *testing.T) {
-	clock := odatatest.NewClock(start)
-	d := odatatest.NewDataverse(clock, 1)
-	srv := httptest.NewServer(d)
-	defer srv.Close()
-	f := fetcher(t, clock, odata.Config{Kind: event.KindDataverse, Table: "account", Target: request.Target{URL: srv.URL}})
-	id, commit := d.Create("contoso")
-	commit()
-	got, err := f.Complete(t.Context(), "Account", "{"+strings.ToUpper(id)+"}")
-	if err != nil || got.Key != id || got.Version != "1" || !got.Ordered || !strings.Contains(string(got.Data), "contoso") {
-		t.Errorf("got %+v, %v", got, err)
-	}
-	d.Delete(id)
-	if got, err := f.Complete(t.Context(), "account", id); err != nil || !got.Deleted || got.Key != id {
-		t.Errorf("deleted: got %+v, %v", got, err)
-	}
-	if _, err := f.Complete(t.Context(), "contact", id); err == nil {
-		t.Error("another table's row")
-	}
-	if _, err := f.Complete(t.Context(), "account", "1 or 1 eq 1"); err == nil {
-		t.Error("no id")
-	}
-}
-
 // The link to a next page that the source has forgotten is asked for again for a
 // while; then the round begins anew and nothing is lost.
 func TestForgottenPage(t *testing.T) {

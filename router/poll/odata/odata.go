@@ -69,7 +69,6 @@ import (
 
 	"github.com/gridfan/gridfan/router/poll"
 	"github.com/gridfan/gridfan/router/poll/request"
-	"github.com/gridfan/gridfan/schemas/record"
 )
 
 // Fetcher reads one table or entity. See poll.Fetcher.
@@ -189,43 +188,6 @@ func (f *Fetcher) Rewind(_ context.Context, to time.Time) (json.RawMessage, erro
 		return nil, fmt.Errorf("%s has no column with the time of the last change (modified: none)", f.cfg.Entity)
 	}
 	return json.Marshal(c)
-}
-
-// Complete reads one row of a table as it is now, for an event that lacks its
-// columns. Of a row that is gone the result is Deleted. Errors are those of Fetch.
-func (f *Fetcher) Complete(ctx context.Context, table, id string) (record.Row, error) {
-	if !f.cfg.dataverse() || !strings.EqualFold(table, f.cfg.Table) {
-		return record.Row{}, fmt.Errorf("the source reads %s, not %.64q", f.cfg.Entity, table)
-	}
-	id = strings.ToLower(strings.Trim(id, "{}"))
-	if len(id) != 36 || strings.Trim(id, "0123456789abcdef-") != "" {
-		return record.Row{}, fmt.Errorf("%.64q is not the id of a row", id)
-	}
-	link := f.cfg.URL + "/" + f.cfg.Entity + "(" + id + ")"
-	if columns := f.cfg.columns(); columns != nil {
-		link += "?" + parameters("$select", strings.Join(columns, ","))
-	}
-	a, err := f.client.Do(ctx, http.MethodGet, link, f.header(false), nil)
-	if err != nil {
-		return record.Row{}, err
-	}
-	if r := a.Refusal(); a.Status == http.StatusNotFound && notFound(r.Code) {
-		return record.Row{Key: id, Deleted: true}, nil
-	}
-	if err := a.Judge(); err != nil {
-		return record.Row{}, err
-	}
-	if err := a.NotJSON(); err != nil {
-		return record.Row{}, err
-	}
-	row, reason := f.row(a.Body)
-	if reason == "" && row.Key != id {
-		reason = "the answer is another row than the one that was asked for"
-	}
-	if reason != "" {
-		return record.Row{}, poll.Faultf(poll.Answer, a.Status, "%s", reason)
-	}
-	return row, nil
 }
 
 // notFound says whether a code is that of a row which does not exist, as

@@ -70,6 +70,13 @@ func (d *Dataverse) Throttled() (denied, early int) {
 	return d.Denied, d.Early
 }
 
+// Asked is how many requests there were.
+func (d *Dataverse) Asked() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.Requests
+}
+
 // Expire makes it forget all delta tokens it has given out.
 func (d *Dataverse) Expire() {
 	d.mu.Lock()
@@ -149,6 +156,10 @@ func (d *Dataverse) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		d.one(w, m[1])
 		return
 	}
+	if name, ok := strings.CutPrefix(r.URL.Path, "/api/data/v9.2/EntityDefinitions(LogicalName='"); ok {
+		d.definition(w, strings.TrimSuffix(name, "')"))
+		return
+	}
 	if r.URL.Path != "/api/data/v9.2/accounts" {
 		refuse(w, 404, "0x80060888", "Resource not found for the segment '"+r.URL.Path+"'.")
 		return
@@ -216,6 +227,19 @@ func (d *Dataverse) one(w http.ResponseWriter, id string) {
 		return
 	}
 	answer(w, d.show(a))
+}
+
+// definition tells of a table what its rows are found by (learn.microsoft.com,
+// "Retrieve table definitions by name or MetadataId"; read 2026-11).
+func (d *Dataverse) definition(w http.ResponseWriter, table string) {
+	if table != "account" {
+		refuse(w, 404, "0x80060888", "Could not find an entity with name "+table)
+		return
+	}
+	answer(w, map[string]any{
+		"@odata.context": d.URL + "/api/data/v9.2/$metadata#EntityDefinitions(LogicalName,EntitySetName,PrimaryIdAttribute)/$entity",
+		"LogicalName":    table, "EntitySetName": "accounts", "PrimaryIdAttribute": "accountid", "MetadataId": "70816501-edb9-4740-a16c-6a5efbc05d84",
+	})
 }
 
 // give makes a link that must come back as it is.

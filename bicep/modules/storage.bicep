@@ -1,0 +1,76 @@
+metadata name = 'Storage'
+metadata description = 'The storage account with the container for what Event Grid could not deliver.'
+
+import { granteeType, roles } from 'types.bicep'
+
+@description('Required. Name of the account: small letters and digits.')
+@minLength(3)
+@maxLength(24)
+param name string
+
+@description('Required. Region.')
+param location string
+
+@description('Required. Tags of the resource.')
+param tags { *: string }
+
+@description('Required. Name of the container for dead letters.')
+@minLength(3)
+@maxLength(63)
+param containerName string
+
+@description('Required. How many copies there are and where.')
+@allowed(['Standard_LRS', 'Standard_ZRS', 'Standard_GRS', 'Standard_GZRS'])
+param sku string
+
+@description('Required. Identities that may write blobs: those of the topics.')
+param writers granteeType[]
+
+resource account 'Microsoft.Storage/storageAccounts@2025-06-01' = {
+  name: name
+  location: location
+  tags: tags
+  sku: { name: sku }
+  kind: 'StorageV2'
+  properties: {
+    accessTier: 'Hot'
+    allowBlobPublicAccess: false
+    allowSharedKeyAccess: false
+    minimumTlsVersion: 'TLS1_2'
+    supportsHttpsTrafficOnly: true
+  }
+
+  resource blobs 'blobServices' = {
+    name: 'default'
+    properties: {
+      deleteRetentionPolicy: { enabled: true, days: 14 }
+      containerDeleteRetentionPolicy: { enabled: true, days: 14 }
+    }
+
+    resource deadLetters 'containers' = {
+      name: containerName
+      properties: { publicAccess: 'None' }
+    }
+  }
+}
+
+resource mayWrite 'Microsoft.Authorization/roleAssignments@2022-04-01' = [
+  for writer in writers: {
+    name: guid(account.id, writer.resourceId, roles.storageBlobDataContributor)
+    scope: account
+    properties: {
+      principalId: writer.principalId
+      principalType: 'ServicePrincipal'
+      roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', roles.storageBlobDataContributor)
+    }
+  }
+]
+
+@description('Resource id of the account.')
+output resourceId string = account.id
+
+@description('Name of the account.')
+output name string = account.name
+
+@description('Name of the container for dead letters.')
+output containerName string = account::blobs::deadLetters.name
