@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -65,7 +66,7 @@ func open(ctx context.Context, b *Broker) (*Broker, error) {
 	b.watch.init()
 	if err := b.open(ctx); err != nil {
 		b.Close()
-		if b.cfg.URL != "" && away(err) {
+		if b.cfg.URL != "" && Away(err) {
 			err = fmt.Errorf("%w: %w", ErrAway, err)
 		}
 		return nil, err
@@ -73,17 +74,28 @@ func open(ctx context.Context, b *Broker) (*Broker, error) {
 	return b, nil
 }
 
-// away says whether an error is that of a server, or a cluster, that is not
-// there yet.
-func away(err error) bool {
+// Away says whether an error is that of a server, or a cluster, that is not there, or has
+// no leader, at the moment: what was asked may be asked again.
+func Away(err error) bool {
 	var dial *net.OpError
 	var api *jetstream.APIError
 	if refused(err) {
 		return false
 	}
-	const noLeader = 10008 // JetStream system temporarily unavailable (nats-server v2.15.2, server/errors.json)
-	return errors.As(err, &dial) || errors.As(err, &api) && api.ErrorCode == noLeader || errors.Is(err, nats.ErrNoServers) || errors.Is(err, nats.ErrTimeout) ||
-		errors.Is(err, nats.ErrNoResponders) || errors.Is(err, context.DeadlineExceeded)
+	const (
+		noLeader  = 10008 // JetStream system temporarily unavailable (these are of nats-server v2.15.2, server/errors.json)
+		notLeader = 10009 // JetStream cluster can not handle request
+		offline   = 10118 // stream is offline
+	)
+	if errors.As(err, &api) && (api.ErrorCode == noLeader || api.ErrorCode == notLeader || api.ErrorCode == offline) {
+		return true
+	}
+	return errors.As(err, &dial) || errors.Is(err, nats.ErrNoServers) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders) ||
+		errors.Is(err, nats.ErrDisconnected) || errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, jetstream.ErrNoHeartbeat) ||
+		errors.Is(err, context.DeadlineExceeded) ||
+		// What a direct get is answered has lost its code (nats.go v1.55.0,
+		// jetstream/stream.go convertDirectGetMsgResponseToMsg).
+		err != nil && strings.Contains(err.Error(), "JetStream system temporarily unavailable")
 }
 
 func (b *Broker) open(ctx context.Context) error {

@@ -82,14 +82,9 @@ func (b *Broker) TryLease(ctx context.Context, key string, ttl time.Duration) (*
 func (b *Broker) tryLease(ctx context.Context, key string, ttl time.Duration, note []byte) (*Lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, ttl) // later it would be over
 	defer cancel()
-	kv, err := b.js.KeyValue(ctx, BucketLeases)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		if err = b.DeclareBuckets(ctx); err == nil {
-			kv, err = b.js.KeyValue(ctx, BucketLeases)
-		}
-	}
+	kv, err := b.leases(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", BucketLeases, err)
+		return nil, err
 	}
 	l := &Lease{b: b, kv: kv, key: key, holder: Instance() + " " + nuid.Next(), ttl: ttl, done: make(chan struct{})}
 	if note != nil {

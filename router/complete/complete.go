@@ -73,6 +73,7 @@ type Parts struct {
 // Completer keeps and completes events. It is safe for concurrent use.
 type Completer struct {
 	parts   Parts
+	mu      sync.RWMutex // guards sources
 	sources map[string]*source
 	conn    *nats.Conn
 	js      jetstream.JetStream
@@ -105,11 +106,8 @@ const (
 // New makes a Completer. It keeps events from here on, and completes them from Start
 // on. The caller calls Stop.
 func New(ctx context.Context, sources []Source, parts Parts) (*Completer, error) {
-	c := &Completer{parts: parts, sources: map[string]*source{}, stop: func() {}, least: leastWait}
-	for _, s := range sources {
-		c.sources[s.Name] = &source{Source: s, settle: settle, old: old}
-		parts.Metrics.init(s.Name)
-	}
+	c := &Completer{parts: parts, stop: func() {}, least: leastWait}
+	c.Replace(sources)
 	var err error
 	if c.conn, c.js, err = parts.Broker.Connect("complete"); err != nil {
 		return nil, err
@@ -119,6 +117,26 @@ func New(ctx context.Context, sources []Source, parts Parts) (*Completer, error)
 		return nil, fmt.Errorf("stream %s: %w", broker.StreamHeld, err)
 	}
 	return c, nil
+}
+
+// Replace makes sources those whose events are completed. What is kept of one that is not
+// among them any more is published as it came.
+func (c *Completer) Replace(sources []Source) {
+	all := map[string]*source{}
+	for _, s := range sources {
+		all[s.Name] = &source{Source: s, settle: settle, old: old}
+		c.parts.Metrics.init(s.Name)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sources = all
+}
+
+// source is a source of now, nil for one whose events are not completed.
+func (c *Completer) source(name string) *source {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.sources[name]
 }
 
 // Start begins to complete what is kept, whenever no other router does.
@@ -159,7 +177,7 @@ const (
 // completed first, and what has to wait behind that. When it returns without an error,
 // everything is on disk.
 func (c *Completer) Publish(ctx context.Context, o publish.Origin, results []event.Result) ([]publish.Status, error) {
-	s := c.sources[o.Source]
+	s := c.source(o.Source)
 	if s == nil || o.Redriven {
 		return c.parts.Publish(ctx, o, results)
 	}

@@ -73,7 +73,10 @@ func (w *worker) note() []byte {
 // Status tells how completing goes, by source; of what another router does, too.
 func (c *Completer) Status(ctx context.Context) (map[string]Status, error) {
 	list := map[string]Status{}
-	if len(c.sources) == 0 {
+	c.mu.RLock()
+	sources := c.sources
+	c.mu.RUnlock()
+	if len(sources) == 0 {
 		return list, nil
 	}
 	counts, err := c.parts.Broker.SubjectCounts(ctx, broker.StreamHeld, broker.Held("*", "*"))
@@ -86,7 +89,7 @@ func (c *Completer) Status(ctx context.Context) (map[string]Status, error) {
 	} else if notes, err := c.parts.Broker.LeaseNotes(ctx, leaseKey); err == nil && notes[leaseKey].Note != nil {
 		_ = json.Unmarshal(notes[leaseKey].Note, &trouble) // of another version: nothing is known
 	}
-	for name, s := range c.sources {
+	for name, s := range sources {
 		st := Status{Source: name, Within: s.Within.Seconds()}
 		if t, ok := trouble[name]; ok {
 			st.Kind, st.Reason, st.Since = t.Kind, t.Reason, &t.Since

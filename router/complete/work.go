@@ -238,7 +238,7 @@ func (w *worker) pick(now time.Time) (todo *line, ask bool, again time.Time) {
 			sooner(l.next)
 			continue
 		}
-		s := w.c.sources[e.source()]
+		s := w.c.source(e.source())
 		if e.why == forCompletion && s != nil && now.Before(e.until) && !l.readFor(s, e) {
 			a := w.asking(s.Name)
 			sooner(e.until)
@@ -315,7 +315,7 @@ func (w *worker) settle(ctx context.Context, l *line, e *entry, ask bool) (gone 
 	if err != nil {
 		return false, err
 	}
-	s := c.sources[e.source()]
+	s := c.source(e.source())
 	o, r, err := decode(m)
 	result := "behind"
 	switch {

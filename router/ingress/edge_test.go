@@ -539,3 +539,54 @@ func TestHandshakeDetails(t *testing.T) {
 		t.Errorf("the log shows the token:\n%s", e.log.text())
 	}
 }
+
+// Sources that are put in the place of others are there at once; what is gone is told to
+// come back for a while and is unknown then, and what has changed keeps its counts.
+func TestPrepare(t *testing.T) {
+	e := newEdge(t, brokertest.New(t), config())
+	now := config()
+	now.Sources = append(now.Sources[1:2:2], ingress.Source{Name: "new", Kind: event.KindEventGrid, Auth: auth.Config{None: true}})
+	now.Sources[0].Limits.Concurrency = 5
+	for i := range now.Sources {
+		if err := now.Sources[i].Validate(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	body := []byte(`[{"id":"1","topic":"/t","subject":"s","eventType":"T","eventTime":"2026-01-01T00:00:00Z","data":{},"dataVersion":"1"}]`)
+	want := func(when string, statuses map[string]int) {
+		t.Helper()
+		for source, status := range statuses {
+			resp, err := http.Post(e.url+"/ingress/"+source, "application/json", bytes.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != status {
+				t.Errorf("%s: %s is answered %d, want %d", when, source, resp.StatusCode, status)
+			}
+		}
+	}
+	want("before", map[string]int{"eg": 200, "fo": 200, "new": 404, "mine": 404})
+	take, err := e.in.Prepare(now.Sources, []string{"mine"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want("prepared", map[string]int{"eg": 200, "new": 404})
+	take()
+	want("taken", map[string]int{"eg": 503, "fo": 200, "new": 200, "mine": 503})
+	if st := e.in.Status(); len(st) != 2 || st[0].Name != "fo" || st[0].Received != 2 || st[1].Name != "new" || st[1].Received != 1 {
+		t.Errorf("%+v", st)
+	}
+	if take, err = e.in.Prepare(now.Sources, []string{"mine"}, time.Now().Add(-ingress.RolloutGrace)); err != nil {
+		t.Fatal(err)
+	}
+	take()
+	want("later", map[string]int{"eg": 404, "fo": 200, "new": 200, "mine": 404})
+	// What cannot be changes nothing.
+	bad := now.Sources[1]
+	bad.Kind = "nothing"
+	if _, err := e.in.Prepare([]ingress.Source{now.Sources[0], bad}, nil, time.Now()); err == nil {
+		t.Error("a kind that there is not")
+	}
+	want("still", map[string]int{"fo": 200, "new": 200})
+}

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"reflect"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -38,8 +39,9 @@ type Report func(what, about string, attrs map[string]any)
 
 // Ingress serves the public listener. It is safe for concurrent use.
 type Ingress struct {
-	cfg     Config
-	sources map[string]*source
+	cfg     Config // but for the sources, which may change
+	roster  atomic.Pointer[roster]
+	keys    *auth.Keys
 	pub     atomic.Pointer[Publish] // nil until there is one
 	metrics *Metrics
 	log     *slog.Logger
@@ -53,53 +55,48 @@ type Ingress struct {
 	stopped  chan struct{}
 }
 
+// roster is what is configured at a time.
+type roster struct {
+	sources map[string]*source
+	order   []*source
+	pulled  []string
+	since   time.Time
+}
+
 // source is one configured source and what it has done since the start.
 type source struct {
 	Source
+	*past
 	auth       *auth.Authenticator
 	parser     normalise.Parser
 	maxBody    int64
 	handshakes *rate.Limiter
 	rate       *rate.Limiter // nil for no limit
 	slots      *semaphore.Weighted
-	refusals   throttle
-	undecided  throttle
-	risk       risk
-	counts     tally
-	last       atomic.Int64 // Unix milliseconds of the last accepted event
+}
+
+// past is what stays of a source when its configuration changes.
+type past struct {
+	refusals  throttle
+	undecided throttle
+	risk      risk
+	counts    tally
+	last      atomic.Int64 // Unix milliseconds of the last accepted event
 }
 
 // New makes an Ingress for a valid cfg. It answers handshakes, and events with
 // 503 until Publish is called.
 func New(cfg Config, m *Metrics, report Report, log *slog.Logger) (*Ingress, error) {
 	in := &Ingress{
-		cfg: cfg, sources: map[string]*source{}, metrics: m, log: log, report: report,
+		cfg: cfg, metrics: m, log: log, report: report, keys: auth.NewKeys(nil, log, nil),
 		confirmClient: newConfirmClient(), stopped: make(chan struct{}),
 	}
-	keys := auth.NewKeys(nil, log, nil)
-	for _, cfg := range cfg.Sources {
-		s := &source{
-			Source:  cfg,
-			maxBody: cfg.Limits.Body,
-			// A handshake comes once per event subscription and again when it
-			// changes; ten a second serve the largest deployment.
-			handshakes: rate.NewLimiter(10, 20),
-			slots:      semaphore.NewWeighted(int64(cfg.Limits.Concurrency)),
-		}
-		var err error
-		if s.auth, err = auth.New(cfg.Auth, auth.Deps{Log: log, Keys: keys}); err != nil {
-			return nil, fmt.Errorf("source %q: %w", cfg.Name, err)
-		}
-		if s.parser, err = normalise.New(cfg.Kind, normalise.Options{BusinessKeys: cfg.BusinessKeys, Mapping: cfg.Mapping}); err != nil {
-			return nil, fmt.Errorf("source %q: %w", cfg.Name, err)
-		}
-		if cfg.Limits.Rate > 0 {
-			// A burst of two seconds' worth: senders come in bursts.
-			s.rate = rate.NewLimiter(rate.Limit(cfg.Limits.Rate), max(1, int(2*cfg.Limits.Rate)))
-		}
-		in.sources[cfg.Name] = s
-		m.init(cfg.Name, &s.risk)
+	in.roster.Store(&roster{})
+	take, err := in.Prepare(cfg.Sources, cfg.Pulled, cfg.Since)
+	if err != nil {
+		return nil, err
 	}
+	take()
 	r := mux.NewRouter()
 	// Stock Azure clients take a redirect for success and lose the event.
 	r.SkipClean(true)
@@ -116,6 +113,71 @@ func New(cfg Config, m *Metrics, report Report, log *slog.Logger) (*Ingress, err
 	in.mux = r
 	return in, nil
 }
+
+// Prepare makes what is needed for valid sources in the place of those that there are;
+// take then puts it there, at once for all requests that begin after it. Requests under
+// way end with what they have begun with. What a source has counted stays, and one that
+// is what it was keeps its limits' state. pulled and since are as in Config. Only the
+// last of several that are prepared may be taken.
+func (in *Ingress) Prepare(sources []Source, pulled []string, since time.Time) (take func(), err error) {
+	was := in.roster.Load()
+	now := &roster{sources: map[string]*source{}, pulled: pulled, since: since}
+	for _, cfg := range sources {
+		s := was.sources[cfg.Name]
+		if s == nil || !reflect.DeepEqual(s.Source, cfg) {
+			var before *past
+			if s != nil {
+				before = s.past
+			}
+			if s, err = in.newSource(cfg, before); err != nil {
+				return nil, fmt.Errorf("source %q: %w", cfg.Name, err)
+			}
+		}
+		now.sources[cfg.Name] = s
+		now.order = append(now.order, s)
+	}
+	return func() {
+		for _, s := range now.order {
+			in.metrics.init(s.Name, &s.risk)
+		}
+		in.roster.Store(now)
+		for name := range was.sources {
+			if now.sources[name] == nil {
+				in.metrics.forget(name)
+			}
+		}
+	}, nil
+}
+
+func (in *Ingress) newSource(cfg Source, before *past) (*source, error) {
+	if before == nil {
+		before = &past{}
+	}
+	s := &source{
+		Source:  cfg,
+		past:    before,
+		maxBody: cfg.Limits.Body,
+		// A handshake comes once per event subscription and again when it
+		// changes; ten a second serve the largest deployment.
+		handshakes: rate.NewLimiter(10, 20),
+		slots:      semaphore.NewWeighted(int64(cfg.Limits.Concurrency)),
+	}
+	var err error
+	if s.auth, err = auth.New(cfg.Auth, auth.Deps{Log: in.log, Keys: in.keys}); err != nil {
+		return nil, err
+	}
+	if s.parser, err = normalise.New(cfg.Kind, normalise.Options{BusinessKeys: cfg.BusinessKeys, Mapping: cfg.Mapping}); err != nil {
+		return nil, err
+	}
+	if cfg.Limits.Rate > 0 {
+		// A burst of two seconds' worth: senders come in bursts.
+		s.rate = rate.NewLimiter(rate.Limit(cfg.Limits.Rate), max(1, int(2*cfg.Limits.Rate)))
+	}
+	return s, nil
+}
+
+// source is a source of now, nil for none of that name.
+func (in *Ingress) source(name string) *source { return in.roster.Load().sources[name] }
 
 func (in *Ingress) registerIngressRoutes(r *mux.Router) {
 	r.Handle("/ingress/{source}", in.handle(in.receive)).Methods(http.MethodPost)
@@ -189,7 +251,7 @@ func (in *Ingress) handle(h func(http.ResponseWriter, *http.Request) error) http
 			in.metrics.requests.WithLabelValues(name, strconv.Itoa(rec.code)).Inc()
 			in.metrics.duration.WithLabelValues(name).Observe(took.Seconds())
 			// Strangers and their headers are not what Event Grid sees.
-			if s := in.sources[name]; s != nil && rec.known {
+			if s := in.source(name); s != nil && rec.known {
 				s.risk.add(r, rec.code, took, time.Now())
 			}
 		}()
@@ -205,7 +267,7 @@ func (in *Ingress) handle(h func(http.ResponseWriter, *http.Request) error) http
 
 // label keeps strangers from making metric labels.
 func (in *Ingress) label(source string) string {
-	if in.sources[source] == nil {
+	if in.source(source) == nil {
 		return "unknown"
 	}
 	return source
@@ -225,12 +287,13 @@ func (r *recorder) WriteHeader(code int) {
 // find looks a request's source up.
 func (in *Ingress) find(r *http.Request) (*source, error) {
 	name := mux.Vars(r)["source"]
-	s := in.sources[name]
+	now := in.roster.Load()
+	s := now.sources[name]
 	if s != nil {
 		return s, nil
 	}
-	pulled := slices.Contains(in.cfg.Pulled, name)
-	if since := time.Since(in.cfg.Since); since < RolloutGrace {
+	pulled := slices.Contains(now.pulled, name)
+	if since := time.Since(now.since); since < RolloutGrace {
 		// Its configuration may be on its way; a 404 would be final.
 		if pulled {
 			return nil, retryLater("source-not-pushed", "gridfan asks this source itself; send it again if that is about to change", 30*time.Second)
@@ -277,7 +340,7 @@ func parse(s *source, header http.Header, body []byte) []event.Result {
 
 // Reparse reads a body from quarantine as its source would today.
 func (in *Ingress) Reparse(name string, header map[string]string, body []byte) (publish.Origin, []event.Result, bool) {
-	s := in.sources[name]
+	s := in.source(name)
 	if s == nil {
 		return publish.Origin{}, nil, false
 	}
@@ -447,9 +510,9 @@ type SourceStatus struct {
 
 // Status lists the sources by name.
 func (in *Ingress) Status() []SourceStatus {
-	list := make([]SourceStatus, 0, len(in.cfg.Sources))
-	for _, cfg := range in.cfg.Sources {
-		s := in.sources[cfg.Name]
+	now := in.roster.Load()
+	list := make([]SourceStatus, 0, len(now.order))
+	for _, s := range now.order {
 		st := SourceStatus{
 			Name: s.Name, Kind: s.Kind, Environment: s.Environment, Pattern: "push", Rationale: s.Rationale,
 			Received: s.counts.received.Load(), Published: s.counts.published.Load(),

@@ -84,3 +84,11 @@ func (m *Metrics) init(source string, k *risk) {
 		m.events.WithLabelValues(source, result)
 	}
 }
+
+// forget stops showing what stands of a source that is not configured any more. What
+// it has counted stays.
+func (m *Metrics) forget(source string) {
+	m.risks.mu.Lock()
+	defer m.risks.mu.Unlock()
+	delete(m.risks.of, source)
+}

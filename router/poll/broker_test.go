@@ -111,6 +111,57 @@ func TestOnTheBroker(t *testing.T) {
 	}
 }
 
+// Two routers on one broker, whose tables are of one identity: when one is told to wait,
+// the other does not ask either, and a third one that starts in that time does not.
+func TestRetryAfterOfAnother(t *testing.T) {
+	b := brokertest.New(t)
+	in := &inbox{}
+	var until atomic.Int64 // the end of the Retry-After, in Unix nanoseconds
+	var early atomic.Int32
+	var tell atomic.Bool
+	guarded := func(name string) *table {
+		tab := newTable(name, 5)
+		tab.answer = func(int) error {
+			if end := until.Load(); time.Now().UnixNano() < end {
+				early.Add(1)
+			} else if name == "a" && tell.Swap(false) {
+				until.Store(time.Now().Add(4 * time.Second).UnixNano())
+				return &Throttled{Status: 429, After: 4 * time.Second}
+			}
+			return nil
+		}
+		return tab
+	}
+	source := func(name string) Source {
+		return guarded(name).source(func(c *Config) { c.Identity, c.Every = "user", Every{time.Hour, time.Hour} })
+	}
+	p := startPoller(t, b, in.Publish, source("a"))
+	q := startPoller(t, b, in.Publish, source("b"))
+	waitFor(t, "both have polled", func() bool { return p.only(t).State == Polling && q.only(t).State == Polling })
+	tell.Store(true)
+	if err := p.PollNow(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "one is told to wait", func() bool { return p.only(t).State == HeldOff })
+	r := startPoller(t, b, in.Publish, source("c"))
+	if err := q.PollNow(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the others hear of it", func() bool { return q.only(t).State == HeldOff && r.only(t).State == HeldOff })
+	if err := p.PollNow(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "all ask again", func() bool {
+		return p.only(t).Polls >= 2 && q.only(t).Polls >= 2 && r.only(t).Polls >= 1
+	})
+	if n := early.Load(); n > 0 {
+		t.Errorf("%d requests before the Retry-After had ended", n)
+	}
+	if st := q.only(t); st.Throttles != 0 || st.Lost == 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
 func TestKnownRowsAreTidiedUp(t *testing.T) {
 	b := brokertest.New(t)
 	in := &inbox{}

@@ -2,7 +2,10 @@ package poll
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"sync"
@@ -28,29 +31,47 @@ const (
 	mostHold = 24 * time.Hour
 )
 
-// budget is what all sources of one identity may ask. It holds back; nobody is
-// refused.
+// budget is what this process's sources of one identity may ask. It holds back; nobody
+// is refused.
 type budget struct {
+	key string // of the identity, without a secret or a name in it
+
 	mu      sync.Mutex // guards all below
 	limiter *rate.Limiter
-	full    float64 // requests a second
+	full    float64 // requests a second, of all processes together
+	all     int     // sources of the identity, whoever polls them; 0: not known
 	factor  float64 // of full, when it was lowered last
 	lowered time.Time
 	until   time.Time // nobody asks before
-	members map[*pace]float64
+	mine    uint64    // the number of this process's last wait, for other processes
+	others  uint64    // the last one of another's
+	members map[*pace]bool
 	changed chan struct{} // closed when until moves
+
+	elsewhere map[string]bool // sources of the identity that another process polls
 }
 
-func newBudget(full float64) *budget {
-	return &budget{limiter: rate.NewLimiter(rate.Limit(full), burst), full: full, factor: 1, members: map[*pace]float64{}, changed: make(chan struct{})}
+func newBudget(identity string, full float64) *budget {
+	sum := sha256.Sum256([]byte(identity))
+	return &budget{
+		key: hex.EncodeToString(sum[:16]), limiter: rate.NewLimiter(rate.Limit(full), burst), full: full, factor: 1,
+		members: map[*pace]bool{}, changed: make(chan struct{}), elsewhere: map[string]bool{},
+	}
 }
 
-// join counts a source in, with the budget that it asks for.
-func (b *budget) join(p *pace, full float64) {
+// declare says how many sources the identity has, and the lowest budget that any of
+// them asks for.
+func (b *budget) declare(all int, lowest float64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.members[p] = full
-	b.least()
+	b.all, b.full = all, lowest
+}
+
+// join counts a source in that this process polls.
+func (b *budget) join(p *pace) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.members[p] = true
 }
 
 // leave counts it out.
@@ -58,27 +79,36 @@ func (b *budget) leave(p *pace) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.members, p)
-	b.least()
 }
 
-// least takes the lowest budget that any member asks for. The caller holds mu.
-func (b *budget) least() {
-	lowest := math.Inf(1)
-	for _, full := range b.members {
-		lowest = min(lowest, full)
-	}
-	if !math.IsInf(lowest, 1) {
-		b.full = lowest
+// away says of a source of the identity whether another process polls it.
+func (b *budget) away(id string, away bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if away {
+		b.elsewhere[id] = true
+	} else {
+		delete(b.elsewhere, id)
 	}
 }
 
-// rateAt is the budget at a time, in requests a second. The caller holds mu.
+// share is the part of the budget that is this process's: that of the sources which no
+// other polls. Each is polled by one process, so all parts are one budget, but for the
+// moments in which a source changes hands. The caller holds mu.
+func (b *budget) share() float64 {
+	if b.all == 0 {
+		return b.full
+	}
+	return b.full * float64(max(b.all-len(b.elsewhere), 1)) / float64(b.all)
+}
+
+// rateAt is this process's part of the budget at a time, in requests a second. The caller holds mu.
 func (b *budget) rateAt(now time.Time) float64 {
 	if b.factor < 1 {
 		steps := math.Floor(now.Sub(b.lowered).Seconds() / regainEvery.Seconds())
-		return b.full * min(1, b.factor+regainStep*max(0, steps))
+		return b.share() * min(1, b.factor+regainStep*max(0, steps))
 	}
-	return b.full
+	return b.share()
 }
 
 // throttled is told that a request that began at a time was answered with "too
@@ -88,17 +118,77 @@ func (b *budget) throttled(now, began time.Time, after time.Duration) time.Time 
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !began.Before(b.lowered) {
-		b.factor = max(leastFactor, b.rateAt(now)/b.full/2)
-		b.lowered = now
+		b.lower(now)
 	}
 	hold := min(max(after, leastHold), mostHold)
 	hold += time.Duration(rand.Float64() * jitter * float64(hold))
-	if until := now.Add(hold); until.After(b.until) {
+	b.hold(now.Add(hold))
+	return b.until
+}
+
+// elsewhereWait is how long the broker may take to say whether another process was told
+// to wait. Without it nothing could be stored either.
+const elsewhereWait = 2 * time.Second
+
+// tell tells other processes that all are to wait for a while.
+func (b *budget) tell(ctx context.Context, k keeper, d time.Duration, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, elsewhereWait)
+	defer cancel()
+	number, err := k.hold(ctx, b.key, d)
+	if err != nil {
+		log.Warn("other routers do not know that the source wants to be left alone", "error", err)
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mine = number
+}
+
+// elsewhereHeld says whether another process was told to wait, and until when that is. It
+// is asked before each request, so that nobody acts on what is no longer so.
+func (b *budget) elsewhereHeld(ctx context.Context, k keeper, log *slog.Logger) (until time.Time, held bool) {
+	asking, cancel := context.WithTimeout(ctx, elsewhereWait)
+	defer cancel()
+	left, number, err := k.heldFor(asking, b.key)
+	if err != nil && ctx.Err() == nil {
+		log.Debug("whether another router was told to wait is not known", "error", err)
+	}
+	if err != nil || left <= 0 {
+		return until, false
+	}
+	return b.throttledElsewhere(time.Now(), left, number)
+}
+
+// throttledElsewhere is told that some process was answered so, and that all are to wait
+// for another while. Of this process's own wait it knows better. The budget is lowered
+// here, too, once for each number.
+func (b *budget) throttledElsewhere(now time.Time, left time.Duration, number uint64) (until time.Time, held bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if number == b.mine {
+		return b.until, b.until.After(now)
+	}
+	if number != b.others {
+		b.others = number
+		b.lower(now)
+	}
+	b.hold(now.Add(min(left, mostHold)))
+	return b.until, true
+}
+
+// lower halves the budget. The caller holds mu.
+func (b *budget) lower(now time.Time) {
+	b.factor = max(leastFactor, b.rateAt(now)/b.share()/2)
+	b.lowered = now
+}
+
+// hold makes all wait until a time at least. The caller holds mu.
+func (b *budget) hold(until time.Time) {
+	if until.After(b.until) {
 		b.until = until
 		close(b.changed)
 		b.changed = make(chan struct{})
 	}
-	return b.until
 }
 
 // reserve is one request's place in the queue.

@@ -2,6 +2,8 @@ package poll
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"regexp"
@@ -15,7 +17,7 @@ import (
 	"github.com/gridfan/gridfan/schemas/record"
 )
 
-// Source is one polled source: how it is polled, who reads it, and what its rows
+// Source is one polled source, or one table of it: how it is polled, who reads it, and what its rows
 // become.
 type Source struct {
 	Config
@@ -37,6 +39,16 @@ type Config struct {
 	// Name is the source's; Kind and Environment are what its events get, as in
 	// publish.Origin. Environment defaults to Name.
 	Name, Kind, Environment string
+	// Table names what is read, where a source reads several tables: each has its own
+	// Config, with the same Name, and a checkpoint of its own, which stays its own
+	// whatever others there are. Empty: the source itself is the only one.
+	Table string
+	// Only says that the source has no other table, so that its name is enough for
+	// people.
+	Only bool
+	// First is true for one table of a source: it goes on from a checkpoint that was
+	// written when checkpoints named no table, if there is such a one.
+	First bool `json:"-"`
 	// Identity names who the source sees asking: environment and credential, without
 	// a secret in it. Sources of one Identity share one budget, and all of them wait
 	// when one is told to. Default: Environment.
@@ -124,6 +136,43 @@ const (
 // tolerated is the share of the interval within which 95 of 100 changes are seen
 // that come at any time in it.
 const tolerated = 0.95
+
+// ID names one table of a source among all that are polled: the source's name, and
+// behind a slash the table's, in characters that keys and subjects of the broker have.
+func ID(source, table string) string {
+	if table == "" {
+		return source
+	}
+	var b strings.Builder
+	for i := range len(table) {
+		switch c := table[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_', c == '-':
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, "=%02X", c)
+		}
+	}
+	text := b.String()
+	if len(text) > mostTable {
+		sum := sha256.Sum256([]byte(table))
+		text = text[:mostTable-17] + "=" + hex.EncodeToString(sum[:8])
+	}
+	return source + "/" + text
+}
+
+// mostTable bounds what a table takes of a subject, which has 512 bytes.
+const mostTable = 128
+
+// ID is that of its source and table.
+func (c *Config) ID() string { return ID(c.Name, c.Table) }
+
+// Label names the table for people, as commands take it.
+func (c *Config) Label() string {
+	if c.Only || c.Table == "" {
+		return c.Name
+	}
+	return c.Name + "/" + c.Table
+}
 
 // Validate sets defaults and reports every problem, each beginning with path and
 // the key, as in "sources.crm.poll.every.min: …".

@@ -237,6 +237,7 @@ type memory struct {
 	blocks      map[string][]block
 	sequence    uint64
 	leases      map[string]bool
+	holds       map[string]heldUntil
 	saves       int
 	noRoom      bool
 }
@@ -247,7 +248,12 @@ type block struct {
 }
 
 func newMemory() *memory {
-	return &memory{checkpoints: map[string][]byte{}, revisions: map[string]uint64{}, blocks: map[string][]block{}, leases: map[string]bool{}}
+	return &memory{checkpoints: map[string][]byte{}, revisions: map[string]uint64{}, blocks: map[string][]block{}, holds: map[string]heldUntil{}, leases: map[string]bool{}}
+}
+
+type heldUntil struct {
+	number uint64
+	until  time.Time
 }
 
 type memoryLease struct {
@@ -341,6 +347,21 @@ func (m *memory) forget(_ context.Context, source string, before uint64) error {
 	defer m.mu.Unlock()
 	m.blocks[source] = slices.DeleteFunc(m.blocks[source], func(b block) bool { return b.sequence < before })
 	return nil
+}
+
+func (m *memory) hold(_ context.Context, key string, d time.Duration) (uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sequence++
+	m.holds[key] = heldUntil{m.sequence, time.Now().Add(d)}
+	return m.sequence, nil
+}
+
+func (m *memory) heldFor(_ context.Context, key string) (time.Duration, uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h := m.holds[key]
+	return max(0, time.Until(h.until)), h.number, nil
 }
 
 // reports are ops events.

@@ -20,7 +20,10 @@ type checkpoint struct {
 	// Holder is who wrote it. Whoever takes over writes it at once, so that one who
 	// still believes to be the holder cannot any more.
 	Holder string `json:"holder"`
-	Phase  phase  `json:"phase"`
+	// Table is what it is of; empty in those that were written before there was more
+	// than one.
+	Table string `json:"table,omitempty"`
+	Phase phase  `json:"phase"`
 	// Mode says what a baseline does with rows.
 	Mode Baseline `json:"mode,omitempty"`
 	// Silent is when a baseline ended whose rows were not published.
@@ -66,7 +69,7 @@ type held interface {
 	Release()
 }
 
-// keeper keeps what must outlive a process: on the broker, and in tests of timing,
+// keeper keeps what must outlive a process, by ID: on the broker, and in tests of timing,
 // which need a clock that a broker does not have, in memory.
 type keeper interface {
 	// lease gives nil when somebody else has it.
@@ -86,6 +89,11 @@ type keeper interface {
 	recall(ctx context.Context, source string, from uint64, each func(sequence uint64, block []byte) error) error
 	// forget drops blocks before a sequence.
 	forget(ctx context.Context, source string, before uint64) error
+	// hold tells other processes that an identity, by its key, is to be left alone for
+	// a while, and heldFor how long it still is.
+	// Both give the number of the hold.
+	hold(ctx context.Context, key string, d time.Duration) (uint64, error)
+	heldFor(ctx context.Context, key string) (time.Duration, uint64, error)
 }
 
 var (
@@ -119,8 +127,8 @@ func openKeeper(ctx context.Context, b *broker.Broker) (*brokerKeeper, error) {
 	return k, nil
 }
 
-// leaseKey names a source's lease.
-func leaseKey(source string) string { return "poll." + source }
+// leaseKey names the lease of a table, by its ID.
+func leaseKey(id string) string { return "poll." + id }
 
 func (k *brokerKeeper) lease(ctx context.Context, source string, ttl time.Duration) (held, error) {
 	l, err := k.broker.TryLease(ctx, leaseKey(source), ttl)
@@ -235,6 +243,14 @@ func (k *brokerKeeper) recall(ctx context.Context, source string, from uint64, e
 
 func (k *brokerKeeper) forget(ctx context.Context, source string, before uint64) error {
 	return k.known.Purge(ctx, jetstream.WithPurgeSubject(broker.Known(source)), jetstream.WithPurgeSequence(before))
+}
+
+func (k *brokerKeeper) hold(ctx context.Context, key string, d time.Duration) (uint64, error) {
+	return k.broker.Hold(ctx, key, d)
+}
+
+func (k *brokerKeeper) heldFor(ctx context.Context, key string) (time.Duration, uint64, error) {
+	return k.broker.Held(ctx, key)
 }
 
 func (k *brokerKeeper) close() { k.conn.Close() }

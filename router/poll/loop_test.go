@@ -492,3 +492,84 @@ func TestRowsTooLargeForAnything(t *testing.T) {
 		t.Errorf("got %v after %d tries", got, tries)
 	}
 }
+
+// Several tables of one source have each their own checkpoint and known rows: one
+// that is added resets none. What was written when a source had one table, without
+// its name, is gone on with by that one, wherever it stands among others.
+func TestTables(t *testing.T) {
+	if got, want := ID("crm", "sales.o/rders ü"), "crm/sales=2Eo=2Frders=20=C3=BC"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if a, b := ID("x", strings.Repeat("a", 200)), ID("x", strings.Repeat("a", 201)); a == b || len(a) > 140 {
+		t.Errorf("got %s and %s", a, b)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		m, in := newMemory(), &inbox{}
+		a, b := newTable("a", 60), newTable("b", 70)
+		of := func(tab *table, name string, only, first bool) Source {
+			return tab.source(func(c *Config) { c.Name, c.Table, c.Only, c.First = "s", name, only, first })
+		}
+		states := func(p *Poller) map[string]Status {
+			step(time.Minute)
+			all := map[string]Status{}
+			for _, st := range p.here(time.Now()) {
+				if st.State != Polling {
+					t.Errorf("%s %s: %s", st.Source, st.Table, st.Says)
+				}
+				all[st.Table] = st
+			}
+			return all
+		}
+		remembered := func(p *Poller, table string, want int64) {
+			t.Helper()
+			if got := states(p)[table].Remembered; got != want {
+				t.Errorf("%s: %d rows were remembered, want %d", table, got, want)
+			}
+		}
+		// As it was kept before there were tables.
+		p, _ := newPoller(t, m, in)
+		p.Apply([]Source{of(a, "", false, false)})
+		remembered(p, "", 60)
+		p.Stop(t.Context())
+
+		a.write("k00001")
+		p, _ = newPoller(t, m, in)
+		p.Apply([]Source{of(a, "a", true, true)})
+		remembered(p, "a", 0)
+		if d := cmp.Diff([]string{"k00001@61"}, in.take()); d != "" {
+			t.Error(d)
+		}
+		// A second one, before it.
+		a.write("k00002")
+		p.Apply([]Source{of(b, "b", false, true), of(a, "a", false, false)})
+		remembered(p, "b", 70)
+		remembered(p, "a", 0)
+		if d := cmp.Diff([]string{"k00002@62"}, in.take()); d != "" {
+			t.Error(d)
+		}
+		b.write("k00003")
+		a.write("k00003")
+		p.Stop(t.Context())
+		// Alone again, and then both.
+		p, _ = newPoller(t, m, in)
+		p.Apply([]Source{of(b, "b", true, true)})
+		remembered(p, "b", 0)
+		p.Apply([]Source{of(a, "a", false, true), of(b, "b", false, false)})
+		if got := states(p); got["a"].Remembered != 0 || got["b"].Remembered != 0 || got["a"].Known != 60 || got["b"].Known != 70 {
+			t.Errorf("got %+v", got)
+		}
+		if d := cmp.Diff([]string{"k00003@63", "k00003@71"}, in.take()); d != "" {
+			t.Error(d)
+		}
+		// What is known of one is not compared with the other.
+		a.forget()
+		a.remove("k00004")
+		if got := states(p); got["a"].Known != 59 || got["b"].Known != 70 {
+			t.Errorf("got %+v", got)
+		}
+		if d := cmp.Diff([]string{"k00004@deleted"}, in.take()); d != "" {
+			t.Error(d)
+		}
+		p.Stop(t.Context())
+	})
+}

@@ -21,7 +21,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc("gridfan_poll_"+name, help, append([]string{"source"}, labels...), nil)
+	return prometheus.NewDesc("gridfan_poll_"+name, help, append([]string{"source", "table"}, labels...), nil)
 }
 
 var (
@@ -53,10 +53,10 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, st := range p.here(time.Now()) {
 		gauge := func(d *prometheus.Desc, v float64) {
-			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, st.Source)
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, st.Source, st.Table)
 		}
 		count := func(d *prometheus.Desc, v float64, result ...string) {
-			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, append([]string{st.Source}, result...)...)
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, append([]string{st.Source, st.Table}, result...)...)
 		}
 		yes := func(b bool) float64 {
 			if b {

@@ -1,6 +1,7 @@
 package poll
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -39,10 +40,11 @@ type Poller struct {
 	hard context.Context // ends what stores pages
 	kill context.CancelFunc
 
-	applying sync.Mutex // one Apply or Stop at a time
-	mu       sync.Mutex // guards all below
-	sources  map[string]*running
-	budgets  map[string]*budget // by identity
+	applying sync.Mutex // one Apply or Stop at a time; guards stopped
+	stopped  bool
+	mu       sync.Mutex          // guards all below
+	sources  map[string]*running // by ID
+	budgets  map[string]*budget  // by identity
 }
 
 // running is a source and its goroutine.
@@ -101,25 +103,29 @@ func (p *Poller) Start(ctx context.Context) error {
 
 // Apply makes sources the ones that are polled: new ones begin, spread over a
 // while; those that are not named stop; those whose Version has changed stop and
-// begin again with their checkpoint. Every Config must be valid and every Name be
-// there once. It returns when what was to stop has stopped. It follows Start.
+// begin again with their checkpoint. Every Config must be valid and every ID be
+// there once. It returns when what was to stop has stopped. It follows Start, and
+// does nothing after Stop.
 func (p *Poller) Apply(sources []Source) {
 	p.applying.Lock()
 	defer p.applying.Unlock()
+	if p.stopped {
+		return
+	}
 	want := make(map[string]Source, len(sources))
 	for _, s := range sources {
-		want[s.Name] = s
+		want[s.ID()] = s
 	}
 	var ending []*running
 	p.mu.Lock()
-	for name, r := range p.sources {
-		if s, ok := want[name]; ok && s.Version == r.Version {
-			delete(want, name)
+	for id, r := range p.sources {
+		if s, ok := want[id]; ok && s.Version == r.Version {
+			delete(want, id)
 			continue
 		}
 		r.stop()
 		ending = append(ending, r)
-		delete(p.sources, name)
+		delete(p.sources, id)
 	}
 	p.mu.Unlock()
 	for _, r := range ending {
@@ -130,13 +136,29 @@ func (p *Poller) Apply(sources []Source) {
 	for _, s := range want {
 		p.begin(s, len(want), len(sources))
 	}
+	p.share()
+}
+
+// share tells budgets whom they are for. The caller holds mu.
+func (p *Poller) share() {
+	all, lowest := map[string]int{}, map[string]float64{}
+	for _, r := range p.sources {
+		if all[r.Identity]++; all[r.Identity] == 1 || r.Budget < lowest[r.Identity] {
+			lowest[r.Identity] = r.Budget
+		}
+	}
+	for identity, b := range p.budgets {
+		if all[identity] > 0 {
+			b.declare(all[identity], lowest[identity])
+		}
+	}
 }
 
 // begin starts one of n sources. The caller holds mu.
 func (p *Poller) begin(cfg Source, n, all int) {
 	b := p.budgets[cfg.Identity]
 	if b == nil {
-		b = newBudget(cfg.Budget)
+		b = newBudget(cfg.Identity, cfg.Budget)
 		p.budgets[cfg.Identity] = b
 	}
 	ttl := p.ttl
@@ -146,12 +168,12 @@ func (p *Poller) begin(cfg Source, n, all int) {
 	ctx, stop := context.WithCancel(context.Background())
 	r := &running{
 		source: &source{
-			Source: cfg, parts: &p.parts, keeper: p.keeper, budget: b, report: p.report, log: p.parts.Log, hard: p.hard,
+			Source: cfg, parts: &p.parts, keeper: p.keeper, budget: b, report: p.report, log: p.parts.Log.With("source", cfg.Label()), hard: p.hard,
 			delay: randomDelay(n), ttl: ttl, wake: make(chan struct{}, 1), commands: make(chan command),
 		},
 		stop: stop, done: make(chan struct{}),
 	}
-	p.sources[cfg.Name] = r
+	p.sources[cfg.ID()] = r
 	go func() {
 		defer close(r.done)
 		r.run(ctx)
@@ -164,6 +186,7 @@ func (p *Poller) begin(cfg Source, n, all int) {
 func (p *Poller) Stop(ctx context.Context) {
 	p.applying.Lock()
 	defer p.applying.Unlock()
+	p.stopped = true
 	if p.sub != nil {
 		_ = p.sub.Unsubscribe() // the connection is closed below
 	}
@@ -185,7 +208,7 @@ func (p *Poller) Stop(ctx context.Context) {
 	}
 }
 
-// Status tells how all sources are doing, by name. Of those that another process
+// Status tells how all sources are doing, by name and table. Of those that another process
 // polls it tells what that process says. It asks the broker, within ctx.
 func (p *Poller) Status(ctx context.Context) []Status {
 	now := time.Now()
@@ -199,7 +222,7 @@ func (p *Poller) Status(ctx context.Context) []Status {
 		return here
 	}
 	for i := range here {
-		note, ok := notes[leaseKey(here[i].Source)]
+		note, ok := notes[leaseKey(ID(here[i].Source, here[i].Table))]
 		if here[i].Here || !ok {
 			continue
 		}
@@ -210,7 +233,7 @@ func (p *Poller) Status(ctx context.Context) []Status {
 		if st.State == "" {
 			st.State = Elsewhere
 		}
-		st.Source, st.Holder, st.Here = here[i].Source, note.Holder, false
+		st.Source, st.Table, st.Holder, st.Here = here[i].Source, here[i].Table, note.Holder, false
 		st.Age = seconds(max(0, now.Sub(note.At)))
 		st.age(now)
 		here[i] = st
@@ -218,7 +241,7 @@ func (p *Poller) Status(ctx context.Context) []Status {
 	return here
 }
 
-// here tells what this process knows, by name.
+// here tells what this process knows, by name and table.
 func (p *Poller) here(now time.Time) []Status {
 	p.mu.Lock()
 	all := make([]Status, 0, len(p.sources))
@@ -226,37 +249,39 @@ func (p *Poller) here(now time.Time) []Status {
 		all = append(all, r.status(now))
 	}
 	p.mu.Unlock()
-	slices.SortFunc(all, func(a, b Status) int { return strings.Compare(a.Source, b.Source) })
+	slices.SortFunc(all, func(a, b Status) int {
+		return cmp.Or(strings.Compare(a.Source, b.Source), strings.Compare(a.Table, b.Table))
+	})
 	return all
 }
 
-// PollNow polls a source as soon as its budget and a Retry-After let it, also
-// outside of its windows, in whichever process holds it. It returns when that
+// PollNow polls a table, by its ID, as soon as its budget and a Retry-After let it,
+// also outside of its windows, in whichever process holds it. It returns when that
 // process has begun to see to it, not when it has polled.
-func (p *Poller) PollNow(ctx context.Context, source string) error {
-	return p.tell(ctx, source, command{Do: doPoll})
+func (p *Poller) PollNow(ctx context.Context, id string) error {
+	return p.tell(ctx, id, command{Do: doPoll})
 }
 
 // Rewind makes the next poll begin at a time, or, with the zero time, at the
 // beginning, where every row counts as changed. What was published before is
 // published again only where dedup has forgotten it. It returns when the new
 // checkpoint is durable.
-func (p *Poller) Rewind(ctx context.Context, source string, to time.Time) error {
-	return p.tell(ctx, source, command{Do: doRewind, To: to})
+func (p *Poller) Rewind(ctx context.Context, id string, to time.Time) error {
+	return p.tell(ctx, id, command{Do: doRewind, To: to})
 }
 
 // Baseline reads all rows again. With Silent they are remembered and not
 // published, with Publish all are published, with Compare those that differ from
 // what is known. It returns when that is durably begun.
-func (p *Poller) Baseline(ctx context.Context, source string, mode Baseline) error {
-	return p.tell(ctx, source, command{Do: doBaseline, Mode: mode})
+func (p *Poller) Baseline(ctx context.Context, id string, mode Baseline) error {
+	return p.tell(ctx, id, command{Do: doBaseline, Mode: mode})
 }
 
 // Confirm says of an Unconfirmed source that its missing rows are deleted: all rows
 // are read once more, the deletions are published and polling goes on. It returns
 // when that is durably begun.
-func (p *Poller) Confirm(ctx context.Context, source string) error {
-	return p.tell(ctx, source, command{Do: doConfirm})
+func (p *Poller) Confirm(ctx context.Context, id string) error {
+	return p.tell(ctx, id, command{Do: doConfirm})
 }
 
 // commandWait is how long a holder may take for a command: to give up a request, to
@@ -264,9 +289,9 @@ func (p *Poller) Confirm(ctx context.Context, source string) error {
 const commandWait = 45 * time.Second
 
 // tell gives a command to the process that polls the source.
-func (p *Poller) tell(ctx context.Context, name string, c command) error {
+func (p *Poller) tell(ctx context.Context, id string, c command) error {
 	p.mu.Lock()
-	r := p.sources[name]
+	r := p.sources[id]
 	p.mu.Unlock()
 	if r == nil {
 		return ErrUnknown
@@ -277,18 +302,18 @@ func (p *Poller) tell(ctx context.Context, name string, c command) error {
 		return err
 	}
 	// First who holds it: those that do not, do not answer.
-	notes, err := p.parts.Broker.LeaseNotes(ctx, leaseKey(name))
+	notes, err := p.parts.Broker.LeaseNotes(ctx, leaseKey(id))
 	if err != nil {
 		return err
 	}
-	if _, ok := notes[leaseKey(name)]; !ok {
+	if _, ok := notes[leaseKey(id)]; !ok {
 		return ErrNobody
 	}
 	body, err := json.Marshal(c)
 	if err != nil {
 		return err
 	}
-	m, err := p.parts.Broker.Ask(ctx, broker.PollCommand(name), body)
+	m, err := p.parts.Broker.Ask(ctx, broker.PollCommand(id), body)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNobody, err)
 	}

@@ -277,8 +277,8 @@ func TestNobodyAsksBeforeRetryAfterHasEnded(t *testing.T) {
 }
 
 func TestBudgetIsHalvedAndRegained(t *testing.T) {
-	b := newBudget(10)
-	b.join(newPace(Every{time.Second, time.Second}), 10)
+	b := newBudget("x", 10)
+	b.join(newPace(Every{time.Second, time.Second}))
 	at := time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC)
 	rate := func(now time.Time) float64 {
 		b.mu.Lock()
@@ -307,6 +307,75 @@ func TestBudgetIsHalvedAndRegained(t *testing.T) {
 	if until := b.throttled(at, at, 100*365*day); until.Sub(at) > mostHold+mostHold/10 {
 		t.Errorf("held until %s", until)
 	}
+}
+
+// Two processes that poll for one identity: when one is told to wait, neither asks before
+// that has ended, and both ask less for a while. Together they have one budget.
+func TestTwoProcessesShareOneBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const tables = 8
+		m := newMemory()
+		var mu sync.Mutex // guards these
+		var asked []time.Time
+		var until time.Time
+		early, refusals := 0, 0
+		var sources []Source
+		for i := range tables {
+			tab := newTable(fmt.Sprint("t", i), 0)
+			tab.answer = func(int) error {
+				mu.Lock()
+				defer mu.Unlock()
+				now := time.Now()
+				asked = append(asked, now)
+				switch began := until.Add(-17 * time.Second); {
+				case now.Before(until) && now.After(began):
+					early++ // those of the very same moment are under way already
+				case len(asked)%100 == 0:
+					until = now.Add(17 * time.Second)
+					refusals++
+					return &Throttled{Status: 429, After: 17 * time.Second}
+				}
+				return nil
+			}
+			sources = append(sources, tab.source(func(c *Config) { c.Identity, c.Budget = "user", 4 }))
+		}
+		a, _ := newPoller(t, m, &inbox{})
+		b, _ := newPoller(t, m, &inbox{})
+		a.Apply(sources)
+		b.Apply(sources)
+		step(30 * time.Minute)
+		here := func(p *Poller) (n int) {
+			for _, st := range p.here(time.Now()) {
+				if st.Here {
+					n++
+				}
+			}
+			return n
+		}
+		if n, o := here(a), here(b); n == 0 || o == 0 || n+o != tables {
+			t.Fatalf("%d and %d of %d tables", n, o, tables)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if early > 0 {
+			t.Errorf("%d of %d requests before a Retry-After had ended", early, len(asked))
+		}
+		if refusals < 3 {
+			t.Errorf("%d refusals show nothing", refusals)
+		}
+		// Never more than the budget of both, but for the burst that each may have.
+		for i, at := range asked {
+			n := 0
+			for _, later := range asked[i:] {
+				if later.Sub(at) < 10*time.Second {
+					n++
+				}
+			}
+			if n > 4*10+2*burst {
+				t.Fatalf("%d requests within 10s", n)
+			}
+		}
+	})
 }
 
 func TestManySourcesShareOneBudget(t *testing.T) {

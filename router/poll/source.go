@@ -31,6 +31,7 @@ type source struct {
 
 	// Only run's, good while the lease is held:
 	lease     held
+	key       string // of the checkpoint and of what is known
 	fetcher   Fetcher
 	pace      *pace
 	cp        checkpoint
@@ -93,17 +94,22 @@ func (s *source) run(stopping context.Context) {
 	if sleep(stopping, s.delay) != nil {
 		return
 	}
+	defer s.budget.away(s.ID(), false)
 	for stopping.Err() == nil {
-		l, err := s.keeper.lease(stopping, s.Name, s.ttl)
+		l, err := s.keeper.lease(stopping, s.ID(), s.ttl)
 		if l == nil {
+			if err == nil {
+				s.budget.away(s.ID(), true)
+			}
 			if err != nil && stopping.Err() == nil {
-				s.log.Debug("lease not taken, trying again", "source", s.Name, "error", err)
+				s.log.Debug("lease not taken, trying again", "error", err)
 			}
 			if sleep(stopping, spread(s.ttl/4)) != nil {
 				return
 			}
 			continue
 		}
+		s.budget.away(s.ID(), false)
 		s.hold(stopping, l)
 		l.Release()
 	}
@@ -121,7 +127,7 @@ func (s *source) hold(stopping context.Context, l held) {
 	s.lease, s.pace = l, newPace(s.Every)
 	s.seen, s.columns, s.list, s.chain, s.failures, s.throttles, s.looks = overlap{}, columns{}, nil, nil, 0, 0, 0
 	s.counted, s.purged, s.looping = 0, 0, false
-	s.budget.join(s.pace, s.Budget)
+	s.budget.join(s.pace)
 	s.setHolding(true)
 	defer func() {
 		s.setHolding(false)
@@ -160,7 +166,7 @@ func (s *source) hold(stopping context.Context, l held) {
 			err = s.poll(asking, work)
 		}
 		if errors.Is(err, errFenced) {
-			s.log.Info("another router has taken the source over", "source", s.Name)
+			s.log.Info("another router has taken the source over")
 			return
 		}
 	}
@@ -168,24 +174,48 @@ func (s *source) hold(stopping context.Context, l held) {
 
 // takeOver reads the checkpoint and makes it this process's.
 func (s *source) takeOver(ctx context.Context) error {
-	cp, revision, err := s.keeper.load(ctx, s.Name)
+	key, cp, revision, err := s.find(ctx)
 	if err != nil {
 		return err
 	}
+	s.key = key
 	if cp.Phase == phaseNew {
 		cp = checkpoint{Phase: phaseBaseline, Mode: s.Baseline, Since: time.Now().UTC()}
 	}
-	cp.Layout, cp.Holder = layout, broker.Instance()
-	if s.lastBlock, err = s.keeper.last(ctx, s.Name); err != nil {
+	cp.Layout, cp.Holder, cp.Table = layout, broker.Instance(), s.Table
+	if s.lastBlock, err = s.keeper.last(ctx, s.key); err != nil {
 		return err
 	}
 	s.cp, s.revision = cp, revision
 	return s.save(ctx)
 }
 
+// find reads the checkpoint. It is kept by the table's own name, so that other tables
+// of the source may come and go; one that was written when checkpoints had their
+// source's name alone is gone on with where it is.
+func (s *source) find(ctx context.Context) (key string, c checkpoint, revision uint64, err error) {
+	key = s.ID()
+	if c, revision, err = s.keeper.load(ctx, key); err != nil || revision > 0 || s.Table == "" {
+		return key, c, revision, err
+	}
+	old, at, err := s.keeper.load(ctx, s.Name)
+	if err == nil && at > 0 && (old.Table == s.Table || old.Table == "" && s.First) {
+		return s.Name, old, at, nil
+	}
+	return key, c, 0, err
+}
+
+// tellOf reports what happened to the source, with its table.
+func (s *source) tellOf(what string, attrs map[string]any) {
+	if s.Table != "" {
+		attrs["table"] = s.Table
+	}
+	s.report(what, s.Name, attrs)
+}
+
 // save makes the checkpoint durable.
 func (s *source) save(ctx context.Context) error {
-	revision, err := s.keeper.save(ctx, s.Name, s.cp, s.revision)
+	revision, err := s.keeper.save(ctx, s.key, s.cp, s.revision)
 	if err != nil {
 		return err
 	}
@@ -197,7 +227,7 @@ func (s *source) save(ctx context.Context) error {
 func (s *source) flush(ctx context.Context) {
 	if s.unsaved && ctx.Err() == nil {
 		if err := s.save(ctx); err != nil {
-			s.log.Debug("cursor not saved; the next router asks from an older one", "source", s.Name, "error", err)
+			s.log.Debug("cursor not saved; the next router asks from an older one", "error", err)
 		}
 	}
 }
@@ -310,7 +340,7 @@ func (s *source) obey(ctx context.Context, c *command) error {
 		return err
 	}
 	s.next = time.Now()
-	s.report("source."+c.Do, s.Name, map[string]any{"phase": string(s.cp.Phase), "mode": string(s.cp.Mode), "to": c.To})
+	s.tellOf("source."+c.Do, map[string]any{"phase": string(s.cp.Phase), "mode": string(s.cp.Mode), "to": c.To})
 	return nil
 }
 
@@ -419,6 +449,9 @@ func (s *source) ask(asking context.Context) (began time.Time, _ *Page, _ error)
 	if err != nil {
 		return began, nil, errInterrupted
 	}
+	if until, held := s.budget.elsewhereHeld(ctx, s.keeper, s.log); held {
+		return began, nil, &heldOff{until}
+	}
 	began = time.Now()
 	if err := s.open(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -449,6 +482,12 @@ func (s *source) ask(asking context.Context) (began time.Time, _ *Page, _ error)
 	}
 	return began, p, nil
 }
+
+// heldOff is the error of a request that was not made, because another process was told
+// to wait.
+type heldOff struct{ until time.Time }
+
+func (*heldOff) Error() string { return "another router was told to wait" }
 
 // check holds a page to what a Fetcher promises.
 func (s *source) check(asked json.RawMessage, p *Page) error {
@@ -498,7 +537,12 @@ func checkCursor(c json.RawMessage) error {
 func (s *source) refused(work context.Context, began time.Time, err error) error {
 	now := time.Now()
 	var throttled *Throttled
+	var held *heldOff
 	switch {
+	case errors.As(err, &held):
+		s.next = held.until
+		s.update(func(st *Status) { st.Lost += seconds(s.next.Sub(now)) })
+		return nil
 	case errors.As(err, &throttled):
 		after := throttled.After
 		if after <= 0 {
@@ -506,6 +550,7 @@ func (s *source) refused(work context.Context, began time.Time, err error) error
 		}
 		s.throttles++
 		s.next = s.budget.throttled(now, began, after)
+		s.budget.tell(work, s.keeper, s.next.Sub(now), s.log)
 		s.update(func(st *Status) {
 			st.Throttles++
 			st.Lost += seconds(s.next.Sub(now))
@@ -537,7 +582,9 @@ func (s *source) forgotten(work context.Context, cause error) error {
 	s.list, s.chain = nil, nil
 	before := s.cp
 	if s.cp.Phase != phaseChanges {
-		// In the midst of a reading of all rows: it begins anew, but not without end.
+		// In the midst of a reading of all rows: it begins anew, but not without end,
+		// nor without a pause when its first page is there each time.
+		s.looping = true
 		s.failed(string(Answer), fmt.Errorf("%s while all rows were being read: %w", reason, cause))
 		if s.cp.Phase == phaseBaseline {
 			s.cp.Cursor, s.cp.Rows, s.cp.Pages = nil, 0, 0
@@ -555,9 +602,9 @@ func (s *source) forgotten(work context.Context, cause error) error {
 	}
 	s.next = time.Now()
 	if s.cp.Phase == phaseResync {
-		s.report("source.resync", s.Name, map[string]any{"reason": reason, "known": s.cp.Known.Live})
+		s.tellOf("source.resync", map[string]any{"reason": reason, "known": s.cp.Known.Live})
 	} else if before.Phase == phaseChanges {
-		s.report("source.unconfirmed", s.Name, map[string]any{"reason": reason + ", and its rows are too many to be compared"})
+		s.tellOf("source.unconfirmed", map[string]any{"reason": reason + ", and its rows are too many to be compared"})
 	}
 	return nil
 }
@@ -602,9 +649,9 @@ func (s *source) failed(kind string, err error) {
 	})
 	const lasts = 3
 	if s.failures == lasts || other && kind != string(Unavailable) && kind != "storage" {
-		s.report("source.failing", s.Name, map[string]any{"kind": kind, "reason": text, "failures": s.failures})
+		s.tellOf("source.failing", map[string]any{"kind": kind, "reason": text, "failures": s.failures})
 	} else {
-		s.log.Debug("poll failed", "source", s.Name, "kind", kind, "error", text, "failures", s.failures)
+		s.log.Debug("poll failed", "kind", kind, "error", text, "failures", s.failures)
 	}
 }
 
@@ -621,7 +668,7 @@ func (s *source) recovered() {
 		st.Error, st.Kind, st.Since, st.Failures = "", "", time.Time{}, 0
 	})
 	s.failures = 0
-	s.report("source.recovered", s.Name, map[string]any{"after": time.Since(since).Round(time.Second).String()})
+	s.tellOf("source.recovered", map[string]any{"after": time.Since(since).Round(time.Second).String()})
 }
 
 func bounded(text string) string {

@@ -34,11 +34,13 @@ const (
 	Unconfirmed State = "unconfirmed"
 )
 
-// Status is how one source is doing. It is what the process that polls it says;
+// Status is how one table of a source is doing. It is what the process that polls it says;
 // counters begin with that process.
 type Status struct {
 	Source string `json:"source"`
-	State  State  `json:"state"`
+	// Table is what is read of it.
+	Table string `json:"table,omitempty"`
+	State State  `json:"state"`
 	// Says is State in a sentence, with what to do about it where there is
 	// something to do.
 	Says string `json:"says"`
@@ -173,9 +175,9 @@ func (s *source) say(now, held time.Time) (State, string) {
 		text := fmt.Sprintf("fails since %s (%d times in a row), next try in %s: %s", s.stat.Since.Format(time.RFC3339), s.failures, in(s.next), s.stat.Error)
 		return Failing, text
 	case s.cp.Phase == phaseUnconfirmed && s.cp.Known.Full:
-		return Unconfirmed, fmt.Sprintf("the source has forgotten the cursor, and its rows are too many to be compared: gridfan sources baseline %s --confirm publishes all of them, gridfan sources baseline %[1]s goes on without", s.Name)
+		return Unconfirmed, fmt.Sprintf("the source has forgotten the cursor, and its rows are too many to be compared: gridfan sources baseline %s --confirm publishes all of them, gridfan sources baseline %[1]s goes on without", s.Label())
 	case s.cp.Phase == phaseUnconfirmed:
-		return Unconfirmed, fmt.Sprintf("%d of %d known rows are not there any more; nothing is published until they are back, next look in %s. If they are deleted indeed: gridfan sources baseline %s --confirm", s.cp.Missing, s.cp.Known.Live, in(s.next), s.Name)
+		return Unconfirmed, fmt.Sprintf("%d of %d known rows are not there any more; nothing is published until they are back, next look in %s. If they are deleted indeed: gridfan sources baseline %s --confirm", s.cp.Missing, s.cp.Known.Live, in(s.next), s.Label())
 	case held.After(now):
 		return HeldOff, fmt.Sprintf("the source wants to be left alone for another %s", in(held))
 	case s.next.After(now) && s.within(now).After(now):
@@ -195,12 +197,12 @@ func (s *source) status(now time.Time) Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.stat
-	st.Source, st.Here = s.Name, s.holding
+	st.Source, st.Table, st.Here = s.Name, s.Table, s.holding
 	if st.Progress != nil {
 		p := *st.Progress
 		st.Progress = &p
 	}
-	if !s.holding {
+	if !s.holding || st.State == "" { // or it has only just begun
 		st.State, st.Says = Starting, "no router polls it yet; one begins within seconds, or after a kill when its lease has ended"
 	}
 	st.age(now)

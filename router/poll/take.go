@@ -66,7 +66,7 @@ func (s *source) take(ctx context.Context, p *Page) (taken, error) {
 	}
 	var listed int64
 	if compare && s.list == nil {
-		x, err := loadIndex(ctx, s.keeper, s.Name, s.cp.Known.From, s.cp.Known.Stored)
+		x, err := loadIndex(ctx, s.keeper, s.key, s.cp.Known.From, s.cp.Known.Stored)
 		if err != nil {
 			s.cp = before
 			return got, err
@@ -221,15 +221,15 @@ func (s *source) take(ctx context.Context, p *Page) (taken, error) {
 		st.Remembered += remembered
 	})
 	if drift != nil {
-		s.report("source.schema-changed", s.Name, drift)
+		s.tellOf("source.schema-changed", drift)
 	}
 	switch {
 	case s.cp.Phase == before.Phase:
 	case suspicious:
-		s.report("source.unconfirmed", s.Name, map[string]any{"missing": s.cp.Missing, "known": s.cp.Known.Live})
+		s.tellOf("source.unconfirmed", map[string]any{"missing": s.cp.Missing, "known": s.cp.Known.Live})
 	case ended:
 		s.looks = 0
-		s.report("source.read", s.Name, map[string]any{"was": string(before.Phase), "rows": s.cp.Rows, "deleted": vanished})
+		s.tellOf("source.read", map[string]any{"was": string(before.Phase), "rows": s.cp.Rows, "deleted": vanished})
 	}
 	if ended {
 		s.cp.Rows, s.cp.Pages = 0, 0
@@ -320,7 +320,7 @@ func (s *source) vanish(ctx context.Context, w *store) error {
 		return err
 	}
 	gone := map[uint64]bool{}
-	err := s.keeper.recall(ctx, s.Name, s.cp.Known.From, func(_ uint64, block []byte) error {
+	err := s.keeper.recall(ctx, s.key, s.cp.Known.From, func(_ uint64, block []byte) error {
 		err := entries(block, func(key []byte, _ uint64) {
 			f := fingerprint('k', key)
 			if gone[f] || !x.unlisted(f) {
@@ -350,7 +350,7 @@ func (s *source) vanish(ctx context.Context, w *store) error {
 func (s *source) remember(ctx context.Context, w *store) error {
 	k := &s.cp.Known
 	for _, block := range w.blocks {
-		sequence, err := s.keeper.remember(ctx, s.Name, block, s.lastBlock)
+		sequence, err := s.keeper.remember(ctx, s.key, block, s.lastBlock)
 		if errors.Is(err, errNoRoom) {
 			s.forgetAll("the stream of known rows is full: raise storage.maxBytes")
 			return nil
@@ -370,7 +370,7 @@ func (s *source) remember(ctx context.Context, w *store) error {
 // forgetAll gives up on knowing the source's rows, because they are too many.
 func (s *source) forgetAll(why string) {
 	s.cp.Known = known{Full: true, From: s.lastBlock + 1}
-	s.report("source.unknown", s.Name, map[string]any{
+	s.tellOf("source.unknown", map[string]any{
 		"reason": why, "means": "if the source forgets the cursor, its rows cannot be compared, and deletions that only show by absence are not seen",
 	})
 }
@@ -383,8 +383,8 @@ func (s *source) tidy(ctx context.Context) error {
 		err = s.compact(ctx)
 	}
 	if from := s.cp.Known.From; err == nil && from > s.purged && !s.unsaved {
-		if err = s.keeper.forget(ctx, s.Name, from); err == nil {
-			s.lastBlock, err = s.keeper.last(ctx, s.Name)
+		if err = s.keeper.forget(ctx, s.key, from); err == nil {
+			s.lastBlock, err = s.keeper.last(ctx, s.key)
 			s.purged = from
 		}
 	}
@@ -392,14 +392,14 @@ func (s *source) tidy(ctx context.Context) error {
 		return err
 	}
 	if err != nil && ctx.Err() == nil {
-		s.log.Warn("what is known of a source's rows was not tidied up, trying again", "source", s.Name, "error", err)
+		s.log.Warn("what is known of a source's rows was not tidied up, trying again", "error", err)
 	}
 	return nil
 }
 
 func (s *source) compact(ctx context.Context) error {
 	k := s.cp.Known
-	x, err := loadIndex(ctx, s.keeper, s.Name, k.From, k.Stored)
+	x, err := loadIndex(ctx, s.keeper, s.key, k.From, k.Stored)
 	if err != nil {
 		return err
 	}
@@ -416,7 +416,7 @@ func (s *source) compact(ctx context.Context) error {
 		from := uint64(0)
 		put := func(all bool) error {
 			for len(w.blocks) > 1 || all && len(w.blocks) > 0 {
-				sequence, err := s.keeper.remember(ctx, s.Name, w.blocks[0], s.lastBlock)
+				sequence, err := s.keeper.remember(ctx, s.key, w.blocks[0], s.lastBlock)
 				if err != nil {
 					return err
 				}
@@ -428,7 +428,7 @@ func (s *source) compact(ctx context.Context) error {
 			return nil
 		}
 		// An entry is written at its last place, so that the order stays.
-		err := s.keeper.recall(ctx, s.Name, k.From, func(_ uint64, block []byte) error {
+		err := s.keeper.recall(ctx, s.key, k.From, func(_ uint64, block []byte) error {
 			if err := entries(block, func(key []byte, version uint64) {
 				f := fingerprint('k', key)
 				if version != 0 && x.unlisted(f) && x.same(f, version) {
@@ -514,7 +514,7 @@ func (s *source) again(ctx context.Context, r *record.Row, key, version uint64) 
 		return false, nil
 	}
 	if o.old == nil {
-		x, err := loadIndex(ctx, s.keeper, s.Name, s.cp.Known.From, s.cp.Known.Stored)
+		x, err := loadIndex(ctx, s.keeper, s.key, s.cp.Known.From, s.cp.Known.Stored)
 		if err != nil {
 			return false, err
 		}

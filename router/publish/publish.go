@@ -161,10 +161,12 @@ func New(ctx context.Context, b *broker.Broker, cfg Config) (*Publisher, error) 
 		shares: map[string]*semaphore.Weighted{},
 	}
 	if p.index, err = openIndex(ctx, cfg, main); err != nil {
+		main.conn.Close()
 		return nil, err
 	}
 	if cfg.Spool != nil {
 		if p.spool, err = openSpool(ctx, cfg.Spool, p); err != nil {
+			defer main.conn.Close()
 			return nil, errors.Join(err, p.index.close())
 		}
 	}

@@ -179,11 +179,13 @@ func newTarget(ctx context.Context, b *broker.Broker) (*target, error) {
 	}
 	t := &target{broker: b, conn: nc, js: js, maxPayload: int(b.MaxPayload())}
 	if t.events, err = js.Stream(ctx, b.Main()); err != nil {
+		nc.Close()
 		return nil, fmt.Errorf("stream %s: %w", b.Main(), err)
 	}
 	t.quarantine = t.events
 	if b.Main() == broker.StreamEvents {
 		if t.quarantine, err = js.Stream(ctx, broker.StreamQuarantine); err != nil {
+			nc.Close()
 			return nil, fmt.Errorf("stream %s: %w", broker.StreamQuarantine, err)
 		}
 	}

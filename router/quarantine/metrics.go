@@ -20,11 +20,16 @@ func NewMetrics(reg prometheus.Registerer, sources ...string) *Metrics {
 		}, []string{"source"}),
 	}
 	reg.MustRegister(m.redriven, m.dropped)
+	m.Declare(sources)
+	return m
+}
+
+// Declare makes the metrics of sources exist.
+func (m *Metrics) Declare(sources []string) {
 	for _, s := range sources {
 		m.redrove(Outcome{Source: s})
 		m.dropped.WithLabelValues(s)
 	}
-	return m
 }
 
 func (m *Metrics) redrove(o Outcome) {

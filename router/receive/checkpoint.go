@@ -277,7 +277,7 @@ var (
 // before is published again only where dedup has forgotten it. It returns when that
 // is durable.
 func (r *Receivers) Rewind(ctx context.Context, name, partition string, to Position) error {
-	s := r.sources[name]
+	s := r.source(name)
 	if s == nil || s.From == nil {
 		return ErrUnknown
 	}

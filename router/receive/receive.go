@@ -32,6 +32,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"reflect"
 	"sync"
 	"time"
 
@@ -59,12 +60,13 @@ type Parts struct {
 
 // Receivers receive for sources. They are safe for concurrent use.
 type Receivers struct {
-	parts   Parts
-	sources map[string]*source
-	names   []string
+	parts Parts
 
-	stop    context.CancelFunc
-	workers sync.WaitGroup
+	changing sync.Mutex   // one change at a time
+	mu       sync.RWMutex // guards all below
+	sources  map[string]*source
+	names    []string
+	started  bool
 }
 
 // source is one Source at work.
@@ -81,6 +83,9 @@ type source struct {
 	blobs *blobs
 	close []func()
 
+	stop    context.CancelFunc // nil until it is started
+	working sync.WaitGroup
+
 	// least and most bound the waits between attempts, renew those between renewals
 	// of a lock; tests are in a hurry.
 	least, most, renew time.Duration
@@ -88,21 +93,99 @@ type source struct {
 
 // New makes Receivers for valid sources; they do nothing until Start.
 func New(sources []Source, parts Parts) (*Receivers, error) {
-	r := &Receivers{parts: parts, sources: map[string]*source{}, stop: func() {}}
-	for _, cfg := range sources {
-		parse, err := normalise.New(cfg.Kind, cfg.Options)
-		if err != nil {
-			return nil, fmt.Errorf("source %q: %w", cfg.Name, err)
-		}
-		s := &source{Source: cfg, parts: &r.parts, parse: parse, least: 500 * time.Millisecond, most: time.Minute, renew: time.Second}
-		s.status = newBoard(cfg, parts.Metrics)
-		if err := s.equip(); err != nil {
-			return nil, fmt.Errorf("source %q: %w", cfg.Name, err)
-		}
-		r.sources[cfg.Name] = s
-		r.names = append(r.names, cfg.Name)
+	r := &Receivers{parts: parts, sources: map[string]*source{}}
+	take, err := r.Prepare(sources)
+	if err != nil {
+		return nil, err
 	}
+	take()
 	return r, nil
+}
+
+// Prepare makes what is needed for valid sources in the place of those that there are;
+// take then puts it there. Sources that are what they were go on untouched. Of others
+// and of those that are gone, what is being stored is stored and settled first, and
+// other messages are given back, as at a Stop; so take may be as slow as one. What a
+// source has counted stays.
+func (r *Receivers) Prepare(sources []Source) (take func(), err error) {
+	r.mu.RLock()
+	was := r.sources
+	r.mu.RUnlock()
+	now := map[string]*source{}
+	var names []string
+	for _, cfg := range sources {
+		s := was[cfg.Name]
+		if s == nil || !reflect.DeepEqual(s.Source, cfg) {
+			if s, err = r.newSource(cfg); err != nil {
+				for name, s := range now {
+					if s != was[name] {
+						s.end()
+					}
+				}
+				return nil, fmt.Errorf("source %q: %w", cfg.Name, err)
+			}
+		}
+		now[cfg.Name] = s
+		names = append(names, cfg.Name)
+	}
+	return func() { r.take(now, names) }, nil
+}
+
+// take puts other sources in the place of those that there are.
+func (r *Receivers) take(now map[string]*source, names []string) {
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	r.mu.RLock()
+	was, started := r.sources, r.started
+	r.mu.RUnlock()
+	var ending sync.WaitGroup
+	for name, s := range was {
+		if now[name] != s {
+			ending.Go(s.end)
+		}
+	}
+	ending.Wait()
+	for name, s := range now {
+		before := was[name]
+		if before == s {
+			continue
+		}
+		if before != nil {
+			s.status.goOn(before.status)
+		}
+		s.status.show()
+		if started {
+			s.start()
+		}
+	}
+	for name, s := range was {
+		if now[name] == nil {
+			s.status.gone()
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sources, r.names = now, names
+}
+
+// source is one of now, nil for none of that name.
+func (r *Receivers) source(name string) *source {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.sources[name]
+}
+
+func (r *Receivers) newSource(cfg Source) (*source, error) {
+	parse, err := normalise.New(cfg.Kind, cfg.Options)
+	if err != nil {
+		return nil, err
+	}
+	s := &source{Source: cfg, parts: &r.parts, parse: parse, least: 500 * time.Millisecond, most: time.Minute, renew: time.Second}
+	s.status = newBoard(cfg, r.parts.Metrics)
+	if err := s.equip(); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // equip finds out what the source is received from.
@@ -127,24 +210,46 @@ func (s *source) equip() error {
 
 // Start begins to receive. The caller calls Stop.
 func (r *Receivers) Start() {
-	ctx, cancel := context.WithCancel(context.Background())
-	r.stop = cancel
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.started = true
 	for _, s := range r.sources {
-		if s.hub != nil {
-			r.workers.Go(func() { s.hub.run(ctx) })
-		}
-		if b := s.blobs; b != nil && b.cfg.Every != Never {
-			r.workers.Go(func() { b.sweep(ctx) })
-		}
-		if s.open == nil {
-			continue
-		}
-		for i := range s.workers() {
-			r.workers.Go(func() {
-				s.work(ctx, i, func(ctx context.Context) (inbox, error) { return s.open(ctx, i) })
-			})
-		}
+		s.start()
 	}
+}
+
+// start begins to receive one source.
+func (s *source) start() {
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	if s.hub != nil {
+		s.working.Go(func() { s.hub.run(ctx) })
+	}
+	if b := s.blobs; b != nil && b.cfg.Every != Never {
+		s.working.Go(func() { b.sweep(ctx) })
+	}
+	if s.open == nil {
+		return
+	}
+	for i := range s.workers() {
+		s.working.Go(func() {
+			s.work(ctx, i, func(ctx context.Context) (inbox, error) { return s.open(ctx, i) })
+		})
+	}
+}
+
+// end ends receiving one source, if it was begun.
+func (s *source) end() {
+	if s.stop != nil {
+		s.stop()
+		s.working.Wait()
+	}
+	for _, f := range s.close {
+		f()
+	}
+	s.close = nil
 }
 
 func (s *source) workers() int {
@@ -157,19 +262,23 @@ func (s *source) workers() int {
 // Stop ends receiving: what is being stored is stored and settled, if that takes no
 // longer than a few seconds, and other messages are given back.
 func (r *Receivers) Stop() {
-	r.stop()
-	r.workers.Wait()
-	for _, s := range r.sources {
-		for _, f := range s.close {
-			f()
-		}
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	r.mu.Lock()
+	all := r.sources
+	r.started = false
+	r.mu.Unlock()
+	var ending sync.WaitGroup
+	for _, s := range all {
+		ending.Go(s.end)
 	}
+	ending.Wait()
 }
 
 // Reparse reads a body from quarantine as its source would today; ok is false for a
 // source that is not among these.
 func (r *Receivers) Reparse(name string, header map[string]string, body []byte) (publish.Origin, []event.Result, bool) {
-	s := r.sources[name]
+	s := r.source(name)
 	if s == nil {
 		return publish.Origin{}, nil, false
 	}

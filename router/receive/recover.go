@@ -60,7 +60,7 @@ const (
 // looks: nothing is locked, counted as a delivery, or published. It stops when ctx
 // ends and then says that there is more.
 func (r *Receivers) Recover(ctx context.Context, name string, dryRun bool, limit int) (*Recovery, error) {
-	s := r.sources[name]
+	s := r.source(name)
 	if s == nil {
 		return nil, ErrUnknown
 	}

@@ -399,3 +399,75 @@ func TestStop(t *testing.T) {
 	other.Start()
 	h.eventually("another process has it", func() bool { return q.Len() == 0 })
 }
+
+// Sources that are put in the place of others: what is being stored is stored and
+// settled, what cannot be stored is given back, and what has not changed is not touched.
+func TestPrepare(t *testing.T) {
+	srv := amqptest.Start(t, amqptest.Options{})
+	same, other := srv.Queue("orders", amqptest.QueueOptions{}), srv.Queue("other", amqptest.QueueOptions{MaxDeliveries: 100})
+	one := queueSource(srv)
+	two := queueSource(srv)
+	two.Name, two.From = "two", &Config{ServiceBus: new(*one.From.ServiceBus)}
+	two.From.ServiceBus.Queue = "other"
+	h := newHall(t, one, two)
+	h.Start()
+	same.Put(orders(20)...)
+	other.Put(order("a-1"))
+	h.eventually("all is settled", func() bool { return same.Len()+other.Len() == 0 })
+	connections := func() int { _, open := srv.Connections(); return open }
+	made, _ := srv.Connections()
+
+	// While nothing can be stored, messages are held; they are given back.
+	h.failing(publish.ErrStorageFull)
+	other.Put(order("a-2"), order("a-3"))
+	h.eventually("it holds", func() bool { return h.one("two").State == Holding })
+	changed := two
+	changed.From = &Config{ServiceBus: new(*two.From.ServiceBus)}
+	changed.From.ServiceBus.Batch = 7
+	prepare := func(sources ...Source) {
+		t.Helper()
+		for i := range sources {
+			if err := sources[i].Validate("sources." + sources[i].Name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		take, err := h.Prepare(sources)
+		if err != nil {
+			t.Fatal(err)
+		}
+		take()
+	}
+	prepare(one, changed)
+	h.failing(nil)
+	h.eventually("all is settled", func() bool { return other.Len() == 0 })
+	h.eventually("all is counted", func() bool { return h.one("two").Settled == 3 })
+	if st := h.one("two"); st.Returned == 0 || st.Published != 3 || st.Held != 0 || st.State != Receiving {
+		t.Errorf("%+v", st)
+	}
+	if st := h.one("shop"); st.Settled != 20 || st.State != Receiving {
+		t.Errorf("%+v", st)
+	}
+	if n, _ := srv.Connections(); n != made+1 {
+		t.Errorf("%d connections more; one is not touched", n-made)
+	}
+
+	// One is gone, and comes back.
+	prepare(one)
+	other.Put(order("a-4"))
+	same.Put(order("b-1"))
+	h.eventually("the other one goes on", func() bool { return same.Len() == 0 })
+	h.eventually("its connection is gone", func() bool { return connections() == 1 })
+	if n := len(h.Receivers.Status()); n != 1 || other.Len() != 1 {
+		t.Errorf("%d sources, %d messages", n, other.Len())
+	}
+	if _, err := h.Recover(t.Context(), "two", true, 1); err == nil {
+		t.Error("a source that is gone")
+	}
+	prepare(one, two)
+	h.eventually("all is settled", func() bool { return other.Len() == 0 })
+	bad := two
+	bad.Kind = "nothing"
+	if _, err := h.Prepare([]Source{bad}); err == nil {
+		t.Error("a kind that there is not")
+	}
+}

@@ -107,8 +107,30 @@ func newBoard(cfg Source, m *Metrics) *board {
 		b.s.Way, b.from = "eventHub", from.EventHub.place()
 	}
 	b.s.From = b.from
-	m.init(cfg.Name)
 	return b
+}
+
+// show makes the source's metrics exist.
+func (b *board) show() {
+	if b.from != "" {
+		b.metrics.init(b.s.Source)
+	}
+}
+
+// goOn takes over what a source has counted with another configuration.
+func (b *board) goOn(before *board) {
+	was := before.status()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	is := b.s
+	b.s = was
+	b.s.Way, b.s.From, b.s.State, b.s.Since, b.s.Kind, b.s.Reason, b.s.Next, b.s.Held = is.Way, is.From, is.State, is.Since, "", "", nil, 0
+}
+
+// gone stops showing what stands of a source that is not received any more.
+func (b *board) gone() {
+	b.metrics.held.DeleteLabelValues(b.s.Source)
+	b.metrics.up.DeleteLabelValues(b.s.Source)
 }
 
 func (b *board) worker(i int) *worker {
@@ -296,9 +318,11 @@ func (b *board) status() Status {
 }
 
 // Status tells how the sources are received that have something to be received from,
-// in the order of New.
+// in the order that they were given in.
 func (r *Receivers) Status() []Status {
 	list := []Status{}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
 	for _, name := range r.names {
 		s := r.sources[name]
 		if s.From == nil {
@@ -313,10 +337,12 @@ func (r *Receivers) Status() []Status {
 	return list
 }
 
-// DeadLetters tells how reading containers of dead letters back goes, in the order of
-// New.
+// DeadLetters tells how reading containers of dead letters back goes, in the order
+// that they were given in.
 func (r *Receivers) DeadLetters() []DeadLetterStatus {
 	list := []DeadLetterStatus{}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
 	for _, name := range r.names {
 		if b := r.sources[name].blobs; b != nil {
 			b.mu.Lock()
@@ -330,7 +356,7 @@ func (r *Receivers) DeadLetters() []DeadLetterStatus {
 // Counts tells what became of the elements of a source, whether they were received or
 // read back. Only its counts have a meaning where it is not received.
 func (r *Receivers) Counts(name string) Status {
-	if s := r.sources[name]; s != nil {
+	if s := r.source(name); s != nil {
 		return s.status.status()
 	}
 	return Status{}

@@ -296,6 +296,21 @@ func (b *Books) meet(e streamEnds) {
 	}
 }
 
+// Declare makes sources those that are configured now. The books of others stay.
+func (b *Books) Declare(sources []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.Sources = sources
+	if b.fold == nil {
+		return // the first round sees to it
+	}
+	now := time.Now()
+	for _, name := range sources {
+		b.fold.source(name, now)
+	}
+	b.changed = true
+}
+
 // follow brings the accounts up to date with the registry.
 func (b *Books) follow(ctx context.Context) error {
 	s, err := b.js.Stream(ctx, "KV_"+broker.BucketSubscribers)

@@ -70,6 +70,7 @@ type Store struct {
 	// owner names this Store in jobs.
 	owner    string
 	leaseTTL time.Duration
+	conn     *nats.Conn
 	js       jetstream.JetStream
 	letters  jetstream.Stream
 	events   jetstream.Stream
@@ -102,18 +103,28 @@ func Open(ctx context.Context, p Parts) (*Store, error) {
 	if p.Idle {
 		return s, nil
 	}
-	return s, s.start()
+	if err := s.start(); err != nil {
+		s.conn.Close()
+		return nil, err
+	}
+	return s, nil
 }
 
 func open(ctx context.Context, p Parts) (*Store, error) {
 	// Jobs have a connection of their own: a large redrive must not hold up
 	// what others ask the broker.
-	_, js, err := p.Broker.Connect("deadletters")
+	nc, js, err := p.Broker.Connect("deadletters")
 	if err != nil {
 		return nil, err
 	}
+	opened := false
+	defer func() {
+		if !opened {
+			nc.Close()
+		}
+	}()
 	s := &Store{
-		Parts: p, owner: broker.Instance() + "-" + nuid.Next(), leaseTTL: leaseTTL, js: js,
+		Parts: p, conn: nc, owner: broker.Instance() + "-" + nuid.Next(), leaseTTL: leaseTTL, js: js,
 		active: map[string]known{}, workers: map[string]bool{},
 	}
 	for name, stream := range map[string]*jetstream.Stream{
@@ -128,6 +139,7 @@ func open(ctx context.Context, p Parts) (*Store, error) {
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.hard, s.abandon = context.WithCancel(context.Background())
+	opened = true
 	return s, nil
 }
 

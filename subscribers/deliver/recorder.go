@@ -77,7 +77,7 @@ const (
 // NewRecorder starts a Recorder with a connection of its own, after reading
 // what the process before it recorded last.
 func NewRecorder(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Recorder, error) {
-	_, js, err := b.Connect("recorder")
+	nc, js, err := b.Connect("recorder")
 	if err != nil {
 		return nil, err
 	}
@@ -87,6 +87,7 @@ func NewRecorder(ctx context.Context, b *broker.Broker, log *slog.Logger) (*Reco
 		settled: map[place][]recalled{}, workers: map[string]*settled{},
 	}
 	if err := rec.refresh(ctx); err != nil {
+		nc.Close()
 		return nil, fmt.Errorf("read the last settlements: %w", err)
 	}
 	go rec.run()
@@ -109,12 +110,15 @@ func (rec *Recorder) recallFrom(ctx context.Context, since time.Time) error {
 	if time.Since(rec.refreshed) < refreshEvery {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	stream, err := rec.js.Stream(ctx, broker.StreamAttempts)
+	// A cluster without a leader does not answer; this much it would.
+	looking, looked := context.WithTimeout(ctx, 10*time.Second)
+	stream, err := rec.js.Stream(looking, broker.StreamAttempts)
+	looked()
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	state := stream.CachedInfo().State
 	rec.refreshed = time.Now()
 	if state.Msgs == 0 || state.LastSeq == rec.last {

@@ -10,7 +10,7 @@ import (
 
 // Change is one difference between what a file declares and what there is.
 type Change struct {
-	// Kind is subscriber or endpoint.
+	// Kind is source, subscriber or endpoint.
 	Kind string `json:"kind"`
 	Name string `json:"name"`
 	// What is one of those below.

@@ -119,8 +119,6 @@ func validDeclared(d *Declared) error {
 func configProblem(err error) error {
 	var bad config.Errors
 	switch {
-	case errors.Is(err, config.ErrNotDeclared):
-		return otherRole(err.Error(), roleSubscribers)
 	case errors.Is(err, config.ErrNoFile):
 		return problem(http.StatusConflict, "no-file", err.Error()+"; send what is to be applied: gridfan config apply FILE")
 	case errors.As(err, &bad):

@@ -92,15 +92,15 @@ func (s *server) recover(_ http.ResponseWriter, r *http.Request) (any, error) {
 }
 
 // rewindPartitions has partitions of a source's event hub read again.
-func (s *server) rewindPartitions(ctx context.Context, name string, order RewindOrder, to time.Time) (any, error) {
+func (s *server) rewindPartitions(r *http.Request, name string, order RewindOrder, to time.Time) (any, error) {
 	if order.Partition == "" {
 		order.Partition = receive.AllPartitions
 	}
-	err := s.Receivers.Rewind(ctx, name, order.Partition, receive.Position{Time: to, Sequence: order.Sequence})
+	err := s.Receivers.Rewind(r.Context(), name, order.Partition, receive.Position{Time: to, Sequence: order.Sequence})
 	switch {
 	case errors.Is(err, receive.ErrUnknown):
 		// Of no such name, or one that is neither polled nor received.
-		return s.commanded(ctx, name, func() error { return err })
+		return s.commanded(r, name, func(context.Context, string) error { return err })
 	case errors.Is(err, receive.ErrNoPositions):
 		return nil, problem(http.StatusConflict, "cannot-rewind", fmt.Sprintf("%.80q: %v", name, err))
 	case errors.Is(err, receive.ErrNoPartition):
@@ -108,11 +108,11 @@ func (s *server) rewindPartitions(ctx context.Context, name string, order Rewind
 	case err != nil:
 		return nil, err
 	}
-	return s.source(ctx, name)
+	return s.source(r.Context(), name, "")
 }
 
 // Recover reads dead letters of a source back, up to RecoverMost of them.
 func (c *Client) Recover(ctx context.Context, name string, dryRun bool) (*receive.Recovery, error) {
 	var out receive.Recovery
-	return &out, c.call(ctx, http.MethodPost, sourcePath(name)+"/recover?dryRun="+strconv.FormatBool(dryRun), nil, &out)
+	return &out, c.call(ctx, http.MethodPost, sourcePath(name, "/recover")+"?dryRun="+strconv.FormatBool(dryRun), nil, &out)
 }

@@ -41,10 +41,8 @@ type Parts struct {
 	Started time.Time
 	Broker  *broker.Broker
 	Health  Health
-	// Pushed, Polled and Received are the sources of the configuration.
-	Pushed      []ingress.Source
-	Polled      []config.Polled
-	Received    []receive.Source
+	// Sources gives those of the configuration as they are now.
+	Sources     func() config.Sources
 	Ingress     *ingress.Ingress    // nil where no events are taken in
 	Poller      *poll.Poller        // the same
 	Completer   *complete.Completer // the same

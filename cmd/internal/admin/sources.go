@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,8 +24,12 @@ type SourceStatus struct {
 	ingress.SourceStatus
 	// InQuarantine counts the entries there now, whenever they came.
 	InQuarantine int `json:"inQuarantine"`
-	// Poll is how polling it goes; nil for a source that is not polled.
+	// Poll is how polling it goes; nil for a source that is not polled. Of several
+	// tables it is what is to be said of the one that fares worst, with the counts of
+	// all.
 	Poll *poll.Status `json:"poll,omitempty"`
+	// Tables are those of a source that has several.
+	Tables []poll.Status `json:"tables,omitempty"`
 	// Receive is how it is received from a broker; nil for a source that is not.
 	Receive *receive.Status `json:"receive,omitempty"`
 	// DeadLetters is how those are read back that Event Grid could not deliver; nil for
@@ -34,11 +39,22 @@ type SourceStatus struct {
 	Complete *complete.Status `json:"complete,omitempty"`
 }
 
-// Source is one source in full.
+// Source is one source in full, or one table of it.
 type Source struct {
 	SourceStatus
-	// Reads says what is polled, and how; nil for a source that is not polled.
+	// Table is the one that was asked for.
+	Table string `json:"table,omitempty"`
+	// Reads says what is polled, and how; nil for a source that is not polled, and for
+	// all of one with several tables.
 	Reads *config.Reading `json:"reads,omitempty"`
+}
+
+// Label names the source, or its table, as commands take it.
+func (s *Source) Label() string {
+	if s.Table == "" {
+		return s.Name
+	}
+	return s.Name + "/" + s.Table
 }
 
 // RewindOrder is the body of POST /api/v1/sources/{name}/rewind.
@@ -72,7 +88,7 @@ func (s *server) sourceRoutes(api *routes) {
 		return map[string]any{"sources": list}, err
 	}))
 	api.Handle("GET /api/v1/sources/{name}", handle(func(_ http.ResponseWriter, r *http.Request) (any, error) {
-		return s.source(r.Context(), r.PathValue("name"))
+		return s.source(r.Context(), r.PathValue("name"), r.URL.Query().Get("table"))
 	}))
 	api.Handle("POST /api/v1/sources/{name}/poll-now", s.takesIn(s.pollNow))
 	api.Handle("POST /api/v1/sources/{name}/rewind", s.takesIn(s.rewind))
@@ -98,7 +114,7 @@ const pollStatusWait = 3 * time.Second
 
 // withSources is sources, with what is in quarantine by subject.
 func (s *server) withSources(ctx context.Context, held map[string]uint64) []SourceStatus {
-	list := []SourceStatus{}
+	list, declared := []SourceStatus{}, s.Sources()
 	says := "nobody has told yet how polling it goes"
 	if s.Ingress == nil {
 		list, says = s.elsewhere(ctx), "a router polls it, and can tell how that goes"
@@ -106,17 +122,17 @@ func (s *server) withSources(ctx context.Context, held map[string]uint64) []Sour
 		for _, src := range s.Ingress.Status() {
 			list = append(list, SourceStatus{SourceStatus: src})
 		}
-		list = withReceived(list, s.Received, s.Receivers)
+		list = withReceived(list, declared.Received, s.Receivers)
 	}
-	polled := map[string]*poll.Status{}
-	if len(s.Polled) > 0 && s.Poller != nil {
+	polled := map[string]poll.Status{}
+	if len(declared.Polled) > 0 && s.Poller != nil {
 		ctx, cancel := context.WithTimeout(ctx, pollStatusWait)
 		defer cancel()
 		for _, st := range s.Poller.Status(ctx) {
-			polled[st.Source] = &st
+			polled[poll.ID(st.Source, st.Table)] = st
 		}
 	}
-	for _, p := range s.Polled {
+	for _, p := range declared.Polled {
 		i := slices.IndexFunc(list, func(o SourceStatus) bool { return o.Name == p.Name })
 		if i < 0 {
 			i = len(list)
@@ -125,10 +141,11 @@ func (s *server) withSources(ctx context.Context, held map[string]uint64) []Sour
 			}})
 		}
 		list[i].Pattern = string(p.Pattern)
-		list[i].Poll = polled[p.Name]
-		if list[i].Poll == nil {
-			list[i].Poll = &poll.Status{Source: p.Name, State: poll.Starting, Says: says}
+		st, ok := polled[p.ID()]
+		if !ok {
+			st = poll.Status{Source: p.Name, Table: p.Table, State: poll.Starting, Says: says}
 		}
+		list[i].Tables = append(list[i].Tables, st)
 	}
 	var completing map[string]complete.Status
 	if s.Completer != nil {
@@ -138,6 +155,13 @@ func (s *server) withSources(ctx context.Context, held map[string]uint64) []Sour
 		}
 	}
 	for i := range list {
+		switch tables := list[i].Tables; len(tables) {
+		case 0:
+		case 1:
+			list[i].Poll, list[i].Tables = &tables[0], nil
+		default:
+			list[i].Poll = together(tables)
+		}
 		if st, ok := completing[list[i].Name]; ok {
 			list[i].Complete = &st
 		}
@@ -150,19 +174,19 @@ func (s *server) withSources(ctx context.Context, held map[string]uint64) []Sour
 // elsewhere lists the sources whose events other processes take in. What those have
 // counted is in the books.
 func (s *server) elsewhere(ctx context.Context) []SourceStatus {
-	list := []SourceStatus{}
+	list, declared := []SourceStatus{}, s.Sources()
 	add := func(name, kind, environment, rationale string) {
 		if !slices.ContainsFunc(list, func(o SourceStatus) bool { return o.Name == name }) {
 			list = append(list, SourceStatus{SourceStatus: ingress.SourceStatus{Name: name, Kind: kind, Environment: environment, Pattern: "push", Rationale: rationale}})
 		}
 	}
-	for _, c := range s.Pushed {
+	for _, c := range declared.Pushed {
 		add(c.Name, c.Kind, c.Environment, c.Rationale)
 	}
-	for _, c := range s.Received {
+	for _, c := range declared.Received {
 		add(c.Name, c.Kind, c.Environment, c.Rationale)
 	}
-	for _, c := range s.Polled {
+	for _, c := range declared.Polled {
 		add(c.Name, c.Kind, c.Environment, c.Rationale)
 	}
 	if s.Books == nil {
@@ -180,70 +204,172 @@ func (s *server) elsewhere(ctx context.Context) []SourceStatus {
 	return list
 }
 
-func (s *server) source(ctx context.Context, name string) (*Source, error) {
+// worst are the states of a table, the best first.
+var worst = []poll.State{
+	poll.Polling, poll.Elsewhere, poll.Waiting, poll.Resyncing, poll.Baselining, poll.Starting, poll.HeldOff, poll.Unconfirmed, poll.Failing,
+}
+
+// together is what is to be said of several tables: what the one says that fares worst,
+// and the counts of all.
+func together(tables []poll.Status) *poll.Status {
+	sum := slices.MaxFunc(tables, func(a, b poll.Status) int {
+		return cmp.Compare(slices.Index(worst, a.State), slices.Index(worst, b.State))
+	})
+	sum.Says = sum.Table + ": " + sum.Says
+	for _, t := range tables {
+		if t.Table == sum.Table {
+			continue
+		}
+		sum.Here = sum.Here || t.Here
+		sum.Rate += t.Rate
+		sum.Requests += t.Requests
+		sum.Polls += t.Polls
+		sum.EmptyPolls += t.EmptyPolls
+		sum.Rows += t.Rows
+		sum.Published += t.Published
+		sum.Duplicate += t.Duplicate
+		sum.Unchanged += t.Unchanged
+		sum.Quarantined += t.Quarantined
+		sum.Remembered += t.Remembered
+		sum.Throttles += t.Throttles
+		sum.Lost += t.Lost
+		sum.Missing += t.Missing
+		sum.Cursor = sum.Cursor && t.Cursor
+		if sum.Known >= 0 && t.Known >= 0 {
+			sum.Known += t.Known
+		} else {
+			sum.Known = -1
+		}
+		if t.Last.Before(sum.Last) {
+			sum.Last = t.Last
+		}
+		if t.Next.Before(sum.Next) && !t.Next.IsZero() || sum.Next.IsZero() {
+			sum.Next = t.Next
+		}
+		if t.Newest.After(sum.Newest) {
+			sum.Newest, sum.Freshness = t.Newest, t.Freshness
+		}
+		if t.Bound.Before(sum.Bound) {
+			sum.Bound, sum.BoundAge = t.Bound, t.BoundAge
+		}
+	}
+	return &sum
+}
+
+// source gives one source, or with a table's name that alone.
+func (s *server) source(ctx context.Context, name, table string) (*Source, error) {
 	list, err := s.sources(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, st := range list {
-		if st.Name != name {
-			continue
-		}
-		src := &Source{SourceStatus: st}
-		if p := s.polled(name); p != nil {
-			src.Reads = p.Reading()
-		}
-		return src, nil
+	i := slices.IndexFunc(list, func(st SourceStatus) bool { return st.Name == name })
+	if i < 0 {
+		return nil, problem(http.StatusNotFound, "no-such-source", fmt.Sprintf("no source is called %.80q; see gridfan sources list", name))
 	}
-	return nil, problem(http.StatusNotFound, "no-such-source", fmt.Sprintf("no source is called %.80q; see gridfan sources list", name))
+	src := &Source{SourceStatus: list[i], Table: table}
+	tables := s.tables(name)
+	if table != "" {
+		one := slices.DeleteFunc(slices.Clone(tables), func(p config.Polled) bool { return p.Table != table })
+		if len(one) == 0 {
+			return nil, noSuchTable(name, table, tables)
+		}
+		if tables = one; src.Tables != nil {
+			of := slices.IndexFunc(src.Tables, func(st poll.Status) bool { return st.Table == table })
+			if of < 0 {
+				return nil, noSuchTable(name, table, nil) // the configuration has changed meanwhile
+			}
+			src.Poll, src.Tables = &src.Tables[of], nil
+		}
+	}
+	if len(tables) == 1 {
+		src.Reads = tables[0].Reading()
+	}
+	return src, nil
 }
 
-func (s *server) polled(name string) *config.Polled {
-	for i := range s.Polled {
-		if s.Polled[i].Name == name {
-			return &s.Polled[i]
-		}
+func noSuchTable(name, table string, tables []config.Polled) error {
+	var have []string
+	for _, p := range tables {
+		have = append(have, p.Table)
 	}
-	return nil
+	text := fmt.Sprintf("of source %.80q no table %.80q is polled", name, table)
+	if len(have) > 0 {
+		text += ", but " + strings.Join(have, ", ")
+	}
+	return problem(http.StatusNotFound, "no-such-table", text)
 }
 
-// commanded has the Poller do something with a source, and gives the source as it
-// is then.
-func (s *server) commanded(ctx context.Context, name string, do func() error) (*Source, error) {
-	if s.polled(name) == nil {
-		if _, err := s.source(ctx, name); err != nil {
+// tables are what is polled of a source.
+func (s *server) tables(name string) []config.Polled {
+	var all []config.Polled
+	for _, p := range s.Sources().Polled {
+		if p.Name == name {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// commanded has the Poller do something with a source's tables, or with the one that
+// the request names, and gives the source as it is then.
+func (s *server) commanded(r *http.Request, name string, do func(ctx context.Context, id string) error) (*Source, error) {
+	ctx, table := r.Context(), r.URL.Query().Get("table")
+	tables := s.tables(name)
+	if len(tables) == 0 {
+		if _, err := s.source(ctx, name, ""); err != nil {
 			return nil, err
 		}
 		return nil, problem(http.StatusConflict, "not-polled", fmt.Sprintf("source %s is not polled: it sends its events itself; set its pattern to poll or hybrid, with poll beside it", name))
 	}
-	if err := do(); err != nil {
-		return nil, sourceProblem(err)
+	done := 0
+	for _, p := range tables {
+		if table != "" && p.Table != table {
+			continue
+		}
+		err := do(ctx, p.ID())
+		if errors.Is(err, poll.ErrNothingToConfirm) && table == "" && len(tables) > 1 {
+			continue // of another table, perhaps
+		}
+		if err != nil {
+			return nil, sourceProblem(&p, err)
+		}
+		done++
 	}
-	return s.source(ctx, name)
+	switch {
+	case done == 0 && table != "":
+		return nil, noSuchTable(name, table, tables)
+	case done == 0:
+		return nil, sourceProblem(&config.Polled{Config: poll.Config{Name: name, Only: true}}, poll.ErrNothingToConfirm)
+	}
+	return s.source(ctx, name, table)
 }
 
-// sourceProblem words what a Poller says of a command.
-func sourceProblem(err error) error {
+// sourceProblem words what a Poller says of a command to a table.
+func sourceProblem(p *config.Polled, err error) error {
+	at := ""
+	if !p.Only {
+		at = p.Label() + ": "
+	}
 	fault, isFault := errors.AsType[*poll.Fault](err)
 	throttled, isThrottled := errors.AsType[*poll.Throttled](err)
 	switch {
 	case errors.Is(err, poll.ErrUnknown):
-		return problem(http.StatusConflict, "not-polled", err.Error()+" by this version of the configuration; see gridfan sources list")
+		return problem(http.StatusConflict, "not-polled", at+err.Error()+" by this version of the configuration; see gridfan sources list")
 	case errors.Is(err, poll.ErrNobody):
-		return problem(http.StatusServiceUnavailable, "nobody-polls", err.Error()+"; try again in a minute, and see gridfan sources show")
+		return problem(http.StatusServiceUnavailable, "nobody-polls", at+err.Error()+"; try again in a minute, and see gridfan sources show")
 	case errors.Is(err, poll.ErrCannotRewind):
-		return problem(http.StatusConflict, "cannot-rewind", err.Error()+"; read all again: gridfan sources rewind NAME --to beginning, or gridfan sources baseline NAME")
+		return problem(http.StatusConflict, "cannot-rewind", at+err.Error()+"; read all again: gridfan sources rewind "+p.Label()+" --to beginning, or gridfan sources baseline "+p.Label())
 	case isFault:
-		return problem(http.StatusConflict, "source-"+string(fault.Kind), fault.Error())
+		return problem(http.StatusConflict, "source-"+string(fault.Kind), at+fault.Error())
 	case isThrottled:
-		return problem(http.StatusServiceUnavailable, "source-throttled", throttled.Error())
+		return problem(http.StatusServiceUnavailable, "source-throttled", at+throttled.Error())
 	}
 	return err
 }
 
 func (s *server) pollNow(_ http.ResponseWriter, r *http.Request) (any, error) {
 	name := r.PathValue("name")
-	return s.commanded(r.Context(), name, func() error { return s.Poller.PollNow(r.Context(), name) })
+	return s.commanded(r, name, s.Poller.PollNow)
 }
 
 func (s *server) rewind(w http.ResponseWriter, r *http.Request) (any, error) {
@@ -273,10 +399,10 @@ func (s *server) rewind(w http.ResponseWriter, r *http.Request) (any, error) {
 		}
 	}
 	// What is polled and received is polled again, unless a partition is named.
-	if s.polled(name) == nil || order.Partition != "" {
-		return s.rewindPartitions(r.Context(), name, order, to)
+	if len(s.tables(name)) == 0 || order.Partition != "" {
+		return s.rewindPartitions(r, name, order, to)
 	}
-	src, err := s.commanded(r.Context(), name, func() error { return s.Poller.Rewind(r.Context(), name, to) })
+	src, err := s.commanded(r, name, func(ctx context.Context, id string) error { return s.Poller.Rewind(ctx, id, to) })
 	if err == nil {
 		s.Log.Info("source rewound", "source", name, "to", order.To)
 	}
@@ -297,11 +423,11 @@ func (s *server) baseline(w http.ResponseWriter, r *http.Request) (any, error) {
 	case !slices.Contains([]poll.Baseline{poll.Silent, poll.Publish, poll.Compare}, order.Mode):
 		return nil, problem(http.StatusBadRequest, "bad-parameter", fmt.Sprintf("mode: want %s, %s or %s, got %.40q", poll.Compare, poll.Publish, poll.Silent, order.Mode))
 	}
-	src, err := s.commanded(r.Context(), name, func() error {
+	src, err := s.commanded(r, name, func(ctx context.Context, id string) error {
 		if order.Confirm {
-			return s.Poller.Confirm(r.Context(), name)
+			return s.Poller.Confirm(ctx, id)
 		}
-		return s.Poller.Baseline(r.Context(), name, order.Mode)
+		return s.Poller.Baseline(ctx, id, order.Mode)
 	})
 	if err == nil {
 		s.Log.Info("source is read again from the beginning", "source", name, "mode", order.Mode, "confirmed", order.Confirm)
@@ -316,28 +442,38 @@ func (c *Client) Sources(ctx context.Context) ([]SourceStatus, error) {
 	return list.Sources, err
 }
 
-// Source asks for one.
+// Source asks for one, or for one table of it by NAME/TABLE.
 func (c *Client) Source(ctx context.Context, name string) (*Source, error) {
 	var s Source
-	return &s, c.call(ctx, http.MethodGet, sourcePath(name), nil, &s)
+	return &s, c.call(ctx, http.MethodGet, sourcePath(name, ""), nil, &s)
 }
 
-// PollNow has one polled as soon as that may be.
+// PollNow has one polled as soon as that may be, or one table of it by NAME/TABLE.
 func (c *Client) PollNow(ctx context.Context, name string) (*Source, error) {
 	var s Source
-	return &s, c.call(ctx, http.MethodPost, sourcePath(name)+"/poll-now", nil, &s)
+	return &s, c.call(ctx, http.MethodPost, sourcePath(name, "/poll-now"), nil, &s)
 }
 
-// Rewind has one read again from a time, from FromBeginning, or from an event on.
+// Rewind has one, or one table by NAME/TABLE, read again from a time, from
+// FromBeginning, or from an event on.
 func (c *Client) Rewind(ctx context.Context, name string, order RewindOrder) (*Source, error) {
 	var s Source
-	return &s, c.call(ctx, http.MethodPost, sourcePath(name)+"/rewind", order, &s)
+	return &s, c.call(ctx, http.MethodPost, sourcePath(name, "/rewind"), order, &s)
 }
 
-// Baseline has all rows of one read again, or confirms what the last time found.
+// Baseline has all rows of one, or of one table by NAME/TABLE, read again, or confirms
+// what the last time found.
 func (c *Client) Baseline(ctx context.Context, name string, order BaselineOrder) (*Source, error) {
 	var s Source
-	return &s, c.call(ctx, http.MethodPost, sourcePath(name)+"/baseline", order, &s)
+	return &s, c.call(ctx, http.MethodPost, sourcePath(name, "/baseline"), order, &s)
 }
 
-func sourcePath(name string) string { return "/api/v1/sources/" + url.PathEscape(name) }
+// sourcePath is the path of a source, or of its table, and what is to be done with it.
+func sourcePath(name, do string) string {
+	name, table, of := strings.Cut(name, "/")
+	path := "/api/v1/sources/" + url.PathEscape(name) + do
+	if of {
+		path += "?table=" + url.QueryEscape(table)
+	}
+	return path
+}

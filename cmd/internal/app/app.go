@@ -126,8 +126,13 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	a.onStop("announcement", func(context.Context) error { stopAnnouncing(); return nil })
 	metrics.MustRegister(broker.NewMetrics(a.broker, a.log))
 
-	subscribers, err := registry.Open(ctx, a.broker, a.log)
-	if err != nil {
+	// A broker that is there may still elect leaders, so what is asked of it from here on
+	// is asked again for a while.
+	var subscribers *registry.Registry
+	if err := a.settle(ctx, "registry", func() (err error) {
+		subscribers, err = registry.Open(ctx, a.broker, a.log)
+		return err
+	}); err != nil {
 		return err
 	}
 	fleet, recorder, err := a.serveSubscribers(ctx, cfg, subscribers, metrics)
@@ -143,6 +148,7 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 	if err := a.openTakeIn(ctx, cfg, in, metrics); err != nil {
 		return err
 	}
+	in.books = out.books
 
 	a.onStop("requests", a.front.closeDoors)
 	in.receive(a)
@@ -151,14 +157,14 @@ func (a *App) start(ctx context.Context, cfg *config.Config) error {
 		sections = cfg.Sections()
 	}
 	live := config.NewLive(config.Following{
-		File: a.opts.File, Load: a.opts.Load, Started: cfg, Sections: sections,
+		File: a.opts.File, Load: a.opts.Load, Started: cfg, Sections: sections, Take: in.take,
 		Registry: subscribers, Declares: a.role.delivers(), Report: a.broker.Report, Log: a.log,
 	})
 	a.background("configuration", func(ctx context.Context) { live.Run(ctx, a.opts.Reload) })
 	listening, stopListening := context.WithCancel(context.Background())
 	a.openAPI(admin.NewHandler(admin.Parts{
 		Version: a.opts.Version, Role: string(a.role), Started: started, Broker: a.broker, Health: a.probes(),
-		Pushed: cfg.Sources, Ingress: in.ingress, Poller: in.poller, Completer: in.completer, Polled: cfg.Polled, Received: cfg.Received, Receivers: in.inboxes, Publisher: in.publisher, Quarantine: in.quarantine,
+		Sources: in.current, Ingress: in.ingress, Poller: in.poller, Completer: in.completer, Receivers: in.inboxes, Publisher: in.publisher, Quarantine: in.quarantine,
 		Registry: subscribers, Fleet: fleet, Egress: a.rules, Config: live, DeadLetters: out.dead, Books: out.books, Gatherer: metrics, Log: a.log, Stopping: listening,
 	}, cfg.Listen.AdminToken), stopListening)
 	a.up.Store(true)
@@ -216,7 +222,11 @@ func (a *App) reach(ctx context.Context, cfg *config.Config) error {
 // serveSubscribers starts the workers of this role. A router serves those whose
 // receivers fetch their events: they come to its public listener.
 func (a *App) serveSubscribers(ctx context.Context, cfg *config.Config, subscribers *registry.Registry, metrics prometheus.Registerer) (*registry.Fleet, *deliver.Recorder, error) {
-	recorder, err := deliver.NewRecorder(ctx, a.broker, a.log)
+	var recorder *deliver.Recorder
+	err := a.settle(ctx, "recorder", func() (err error) {
+		recorder, err = deliver.NewRecorder(ctx, a.broker, a.log)
+		return err
+	})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -238,32 +248,27 @@ func (a *App) serveSubscribers(ctx context.Context, cfg *config.Config, subscrib
 			return nil, nil, err
 		}
 	}
-	board, err := deliver.NewBoard(ctx, a.broker, a.log)
-	if err != nil {
+	var board *deliver.Board
+	if err := a.settle(ctx, "breakers' board", func() (err error) {
+		board, err = deliver.NewBoard(ctx, a.broker, a.log)
+		return err
+	}); err != nil {
 		return nil, nil, err
 	}
 	a.onStop("breakers' board", func(context.Context) error { board.Close(); return nil })
-	fleet, err := registry.StartFleetOf(ctx, subscribers, deliver.Parts{
+	working := deliver.Parts{
 		Broker: a.broker, Recorder: recorder, Metrics: deliver.NewMetrics(metrics), Board: board, Positions: positions, Log: a.log,
-	}, a.newSender, mine, a.log)
-	if err != nil {
+	}
+	var fleet *registry.Fleet
+	if err := a.settle(ctx, "workers", func() (err error) {
+		fleet, err = registry.StartFleetOf(ctx, subscribers, working, a.newSender, mine, a.log)
+		return err
+	}); err != nil {
 		return nil, nil, err
 	}
 	a.onStop("subscribers", func(context.Context) error { fleet.Stop(time.Until(a.attempts)); return nil })
 	a.front.pull.Ready()
 	return fleet, recorder, nil
-}
-
-// names are all sources', sorted.
-func names(cfg *config.Config) []string {
-	var list []string
-	for _, s := range cfg.Sources {
-		list = append(list, s.Name)
-	}
-	list = append(list, pulled(cfg.Polled)...)
-	list = append(list, notPushed(cfg)...)
-	slices.Sort(list)
-	return list
 }
 
 // warnings are what should be known and stops nothing. They are safe for concurrent
@@ -306,6 +311,29 @@ func (a *App) openBroker(ctx context.Context, cfg broker.Config) (*broker.Broker
 		case <-time.After(wait):
 		case <-ctx.Done():
 			return nil, err
+		}
+	}
+}
+
+// settleFor is how long a start asks a broker again that does not do what it needs at the
+// moment: a cluster elects a leader within seconds, and a server that is restarted is
+// back within a minute. After it the start fails, and whoever runs gridfan knows.
+const settleFor = 2 * time.Minute
+
+// settle does a step of the start until the broker does its part, and says so. A step
+// that has failed has left nothing behind.
+func (a *App) settle(ctx context.Context, what string, step func() error) error {
+	began := time.Now()
+	for wait := 250 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		err := step()
+		if err == nil || ctx.Err() != nil || !broker.Away(err) || time.Since(began) > settleFor {
+			return err
+		}
+		a.log.Warn("the broker does not do what the start needs, trying again", "step", what, "error", err, "again_in", wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return err
 		}
 	}
 }

@@ -26,11 +26,13 @@ import (
 // that deliver do: two that follow files of different versions would undo each
 // other's work, and routers are the ones that are replaced most often.
 func (a *App) declare(ctx context.Context, cfg *config.Config, subscribers *registry.Registry) error {
-	if err := subscribers.Sweep(ctx); err != nil {
+	if err := a.settle(ctx, "subscribers", func() error { return subscribers.Sweep(ctx) }); err != nil {
 		return fmt.Errorf("clear deleted subscribers: %w", err)
 	}
 	var refused *registry.RefusedError
-	if err := subscribers.Sync(ctx, cfg.Endpoints, cfg.Subscribers); errors.As(err, &refused) {
+	if err := a.settle(ctx, "configuration file", func() error {
+		return subscribers.Sync(ctx, cfg.Endpoints, cfg.Subscribers)
+	}); errors.As(err, &refused) {
 		// One subscriber does not keep the others from being served.
 		a.log.Error("the configuration file is not taken over as a whole", "problem", err)
 	} else if err != nil {
@@ -48,8 +50,11 @@ type delivery struct {
 // openDelivery starts what looks after what is delivered. A router only gives orders
 // about dead letters. tally is nil where no events are taken in.
 func (a *App) openDelivery(ctx context.Context, cfg *config.Config, subscribers *registry.Registry, fleet *registry.Fleet, recorder *deliver.Recorder, tally *publish.Tally, metrics prometheus.Registerer) (out delivery, err error) {
-	out.dead, err = deadletters.Open(ctx, deadletters.Parts{
-		Broker: a.broker, Recorder: recorder, Registry: subscribers, Fleet: fleet, Compile: compile, Idle: !a.role.delivers(), Log: a.log,
+	err = a.settle(ctx, "dead letters", func() (err error) {
+		out.dead, err = deadletters.Open(ctx, deadletters.Parts{
+			Broker: a.broker, Recorder: recorder, Registry: subscribers, Fleet: fleet, Compile: compile, Idle: !a.role.delivers(), Log: a.log,
+		})
+		return err
 	})
 	if err != nil {
 		return out, err
@@ -62,11 +67,14 @@ func (a *App) openDelivery(ctx context.Context, cfg *config.Config, subscribers 
 	room := retention.Start(cfg.Retention, a.broker, subscribers, fleet, retention.NewMetrics(metrics), a.log)
 	a.onStop("retention", func(context.Context) error { room.Stop(); return nil })
 
-	parts := books.Parts{Broker: a.broker, Registry: subscribers, Sources: names(cfg), Log: a.log, Breaker: fleet.Breaker, Spooled: a.spooled}
+	parts := books.Parts{Broker: a.broker, Registry: subscribers, Sources: cfg.From().Names(), Log: a.log, Breaker: fleet.Breaker, Spooled: a.spooled}
 	if tally != nil {
 		parts.Counted = tally.Save
 	}
-	if out.books, err = books.Open(ctx, parts); err != nil {
+	if err := a.settle(ctx, "books", func() (err error) {
+		out.books, err = books.Open(ctx, parts)
+		return err
+	}); err != nil {
 		return out, err
 	}
 	a.onStop("books", func(ctx context.Context) error { out.books.Close(ctx); return nil })

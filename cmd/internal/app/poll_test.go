@@ -195,6 +195,106 @@ func TestPolledRows(t *testing.T) {
 	}
 }
 
+// A source of two tables: each is read by itself, their events have one source, and
+// commands are for one of them or for both.
+func TestPolledTables(t *testing.T) {
+	in, a, c := newInbox(t), newEstate(t), newEstate(t)
+	table := func(e *estate, name string) string {
+		return fmt.Sprintf("      - { odata: { url: %q, table: %s, entity: accounts, key: accountid, pageSize: 7 }, every: 100ms, budget: 1000/s, retry: { max: 1s } }\n", e.url, name)
+	}
+	of := func(tables ...string) string {
+		return "sources:\n  crm:\n    kind: dataverse\n    poll:\n" + strings.Join(tables, "")
+	}
+	subscribers := "subscribers:\n" + subscriber("all", in.url+"/all", "")
+	a.tick()
+	a.row("before")
+	g := start(t, of(table(a, "account")), subscribers)
+	g.state("crm", poll.Polling)
+	// The second one resets nothing of the first one, wherever it stands.
+	g.stop()
+	changed := a.row("meanwhile")
+	c.row("before")
+	g.run(of(table(c, "contact"), table(a, "account")), subscribers)
+	g.state("crm", poll.Polling)
+	in.wantRows(t, "dataverse.account.Create "+changed)
+	s := g.state("crm/account", poll.Polling)
+	if s.Poll.Remembered != 0 || s.Reads.Of != "accounts" || s.Label() != "crm/account" || s.Tables != nil {
+		t.Errorf("%+v, %+v", s, s.Poll)
+	}
+	id := c.row("new")
+	in.wantRows(t, "dataverse.account.Create "+changed, "dataverse.contact.Create "+id)
+	for _, got := range in.of("all") {
+		if got.attributes["gridfansource"] != "crm" {
+			t.Errorf("got %v", got.attributes)
+		}
+	}
+	waitFor(t, "the counts of both", func() bool {
+		s, err := g.admin.Source(t.Context(), "crm")
+		return err == nil && len(s.Tables) == 2 && s.Reads == nil && s.Poll.Published == 2 && s.Poll.Known == 2 && s.Tables[0].Table == "contact"
+	})
+
+	// One is published anew, and then both.
+	before := len(in.of("all"))
+	if _, err := g.admin.Rewind(t.Context(), "crm/contact", admin.RewindOrder{To: admin.FromBeginning}); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the row of before comes", func() bool { return len(in.of("all")) == before+1 })
+	if _, err := g.admin.Rewind(t.Context(), "crm", admin.RewindOrder{To: admin.FromBeginning}); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the row of before comes", func() bool { return len(in.of("all")) == before+2 })
+	d := newDescribed(t, g.admin.URL)
+	d.call("GET", "/api/v1/sources/crm", "", 200, "")
+	d.call("GET", "/api/v1/sources", "", 200, "")
+	d.call("GET", "/api/v1/sources/crm?table=account", "", 200, "")
+	d.call("GET", "/api/v1/sources/crm?table=lead", "", 404, "no-such-table")
+	d.call("POST", "/api/v1/sources/crm/poll-now?table=account", "", 200, "")
+	d.call("POST", "/api/v1/sources/crm/baseline?table=lead", "{}", 404, "no-such-table")
+	if _, err := g.admin.Baseline(t.Context(), "crm", admin.BaselineOrder{Confirm: true}); err == nil || !strings.Contains(err.Error(), poll.ErrNothingToConfirm.Error()) {
+		t.Errorf("got %v", err)
+	}
+
+	// What is wrong with one says which, and stops the other one not.
+	answer := func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(http.StatusForbidden); return true }
+	a.answer.Store(&answer)
+	if s := g.state("crm", poll.Failing); s.Poll.Table != "account" || !strings.HasPrefix(s.Poll.Says, "account: fails") {
+		t.Errorf("%+v", s.Poll)
+	}
+	c.row("new")
+	waitFor(t, "the other one goes on", func() bool { return len(in.of("all")) == before+3 })
+	metrics := g.get("/metrics")
+	for _, want := range []string{`gridfan_poll_failing{source="crm",table="account"} 1`, `gridfan_poll_failing{source="crm",table="contact"} 0`} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("no %s", want)
+		}
+	}
+}
+
+// row creates one.
+func (e *estate) row(name string) string {
+	e.tick()
+	id, commit := e.Create(name)
+	commit()
+	return id
+}
+
+// wantRows waits until a subscriber has events of rows, each a type and a row's id.
+func (in *inbox) wantRows(t testing.TB, rows ...string) {
+	t.Helper()
+	var got []string
+	if !eventually(func() bool {
+		got = nil
+		for _, r := range in.of("all") {
+			got = append(got, fmt.Sprint(r.attributes["type"], " ", r.attributes["subject"]))
+		}
+		slices.Sort(got)
+		slices.Sort(rows)
+		return slices.Equal(got, rows)
+	}) {
+		t.Fatalf("got %q, want %q", got, rows)
+	}
+}
+
 // What is pushed and polled is published once, whichever comes first.
 func TestHybridSource(t *testing.T) {
 	in, e := newInbox(t), newEstate(t)
@@ -289,14 +389,14 @@ func TestPollKill(t *testing.T) {
 	}
 }
 
-// Three replicas, of which one is killed every few seconds: each page is fetched by
+// Three replicas on a cluster of three servers; one replica is killed every few seconds: each page is fetched by
 // one at a time, and nothing is skipped.
 func TestPollReplicas(t *testing.T) {
-	broker := brokertest.NewServer(t)
+	broker := brokertest.NewCluster(t)
 	in, e := newInbox(t), newEstate(t)
 	file := filepath.Join(t.TempDir(), "gridfan.yaml")
 	text := fmt.Sprintf(`listen: { public: { addr: "127.0.0.1:0" }, admin: { addr: "127.0.0.1:0" } }
-broker: { url: %q, durability: sync-always }
+broker: { url: %q, replicas: 3, durability: sync-always }
 sources:
 %ssubscribers:
 %s`, broker.URL(), e.source("crm", ""), subscriber("all", in.url+"/all", ""))
@@ -473,7 +573,7 @@ func TestPollBadAnswers(t *testing.T) {
 			t.Errorf("the secret is in %s", name)
 		}
 	}
-	if !strings.Contains(metrics, `gridfan_poll_requests_total{source="bad"}`) {
+	if !strings.Contains(metrics, `gridfan_poll_requests_total{source="bad",table="account"}`) {
 		t.Error("no metrics of polling")
 	}
 }

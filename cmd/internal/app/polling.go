@@ -21,44 +21,19 @@ import (
 	"github.com/gridfan/gridfan/schemas/record"
 )
 
-// startPolling begins to ask the sources that are polled.
-func (a *App) startPolling(ctx context.Context, sources []config.Polled, poller *poll.Poller) error {
-	list, err := a.polled(sources)
-	if err != nil {
-		return err
-	}
-	if err := poller.Start(ctx); err != nil {
-		return fmt.Errorf("polling: %w", err)
-	}
-	a.onStop("pollers", func(ctx context.Context) error { poller.Stop(ctx); return nil })
-	poller.Apply(list)
-	return nil
-}
-
 // polled makes of the configuration what the Poller is to poll.
 func (a *App) polled(sources []config.Polled) ([]poll.Source, error) {
 	list := make([]poll.Source, 0, len(sources))
 	for _, p := range sources {
 		s := poll.Source{Config: p.Config, Version: p.Version()}
-		log := a.log.With("source", p.Name)
+		log := a.log.With("source", p.Label())
 		var err error
 		if s.Open, s.Event, err = a.way(p, log); err != nil {
-			return nil, fmt.Errorf("source %q: %w", p.Name, err)
+			return nil, fmt.Errorf("source %q: %w", p.Label(), err)
 		}
 		list = append(list, s)
 	}
 	return list, nil
-}
-
-// pulled are the names of those that are asked and send nothing themselves.
-func pulled(sources []config.Polled) []string {
-	var names []string
-	for _, p := range sources {
-		if p.Pattern == config.Poll {
-			names = append(names, p.Name)
-		}
-	}
-	return names
 }
 
 // way makes what opens a source, and what makes events of its rows. Where it leads is
@@ -98,16 +73,17 @@ func marked(pub ingress.Publish) ingress.Publish {
 
 // reparse reads a body from quarantine as its source would today. A row that was
 // polled is none: only the source can tell it whole, so it is read again there.
-func reparse(in *ingress.Ingress, sources []config.Polled, inboxes *receive.Receivers) quarantine.Parse {
+func reparse(in *ingress.Ingress, sources func() config.Sources, inboxes *receive.Receivers) quarantine.Parse {
 	return func(name string, header map[string]string, body []byte) (publish.Origin, []event.Result, bool) {
-		i := slices.IndexFunc(sources, func(p config.Polled) bool { return p.Name == name })
+		polled := sources().Polled
+		i := slices.IndexFunc(polled, func(p config.Polled) bool { return p.Name == name })
 		if i < 0 || header[viaHeader] != viaPoll {
 			if o, results, ok := in.Reparse(name, header, body); ok {
 				return o, results, ok
 			}
 			return inboxes.Reparse(name, header, body)
 		}
-		return publish.Origin{Source: name, Kind: sources[i].Kind, Environment: sources[i].Environment, Via: viaPoll}, []event.Result{{
+		return publish.Origin{Source: name, Kind: polled[i].Kind, Environment: polled[i].Environment, Via: viaPoll}, []event.Result{{
 			Raw:   body,
 			Fault: event.Faultf(event.FaultNotEvent, "this is a row that was polled, and it is read again at its source: mend that or the configuration, then gridfan sources baseline %s, and drop this entry", name),
 		}}, true

@@ -1,13 +1,10 @@
 package app
 
 import (
-	"slices"
-
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gridfan/gridfan/cmd/internal/config"
 	"github.com/gridfan/gridfan/router/complete"
-	"github.com/gridfan/gridfan/router/ingress"
 	"github.com/gridfan/gridfan/router/receive"
 )
 
@@ -18,15 +15,4 @@ func (a *App) receivers(cfg *config.Config, pub *complete.Completer, metrics pro
 		Broker: a.broker, Publish: pub.Publish, Metrics: receive.NewMetrics(metrics), Report: a.broker.Report,
 		Egress: a.rules.Way(false), Version: a.opts.Version, Log: a.log,
 	})
-}
-
-// notPushed names the sources that are only received.
-func notPushed(cfg *config.Config) []string {
-	var names []string
-	for _, r := range cfg.Received {
-		if !slices.ContainsFunc(cfg.Sources, func(s ingress.Source) bool { return s.Name == r.Name }) {
-			names = append(names, r.Name)
-		}
-	}
-	return names
 }

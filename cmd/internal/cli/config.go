@@ -18,10 +18,11 @@ func newConfigDiff(env Env) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use: "diff [FILE]", Short: "Compare a configuration file with a running gridfan",
-		Long: `diff says what applying a file would change: the subscribers and endpoints that are
-added, changed key by key, and no longer declared; and the other sections, by name,
+		Long: `diff says what applying a file would change: the sources, subscribers and endpoints that
+are added, changed key by key, and no longer declared; and the other sections, by name,
 if they differ and so need a restart. Secrets are compared and not shown; in the
-other sections they are not compared.
+other sections they are not compared. Of a FILE the sources are such a section: they are
+taken over from gridfan's own file alone.
 
 References in FILE are resolved here. Without FILE, gridfan compares its own file as
 it is now. It exits with 1 if there is a difference.`,
@@ -63,10 +64,12 @@ that is no longer declared is parked: its events wait. --prune deletes the parke
 ones with all that they have not got, after listing that.
 
 Without FILE, gridfan reads its own file again, which it also does by itself within
-seconds of a change, and at SIGHUP. With FILE, that file is read here, its references
+seconds of a change, and at SIGHUP; its sources are taken over, too. With FILE, that file is read here, its references
 resolved here, and its definitions sent; they hold until gridfan's own file changes.
 
-Other sections (listen, broker, storage, sources, egress, shutdown) are compared and need a restart.`,
+Other sections (listen, broker, storage, egress, shutdown) are compared and need a restart. The
+sources of FILE are compared only: who may use the API is not to say where gridfan goes
+with its credentials.`,
 		Example: "  gridfan config apply\n  gridfan config apply gridfan.yaml --dry-run\n  gridfan config apply gridfan.yaml --prune --yes",
 		Args:    cobra.MaximumNArgs(1),
 	}
@@ -158,7 +161,7 @@ func backlogWords(b registry.Backlog) string {
 
 // differences counts what is not as in the file.
 func differences(res *admin.Applied) int {
-	n := len(res.NeedsRestart)
+	n := len(res.NeedsRestart) + len(res.NeedsFile)
 	for _, c := range res.Changes {
 		if c.What != registry.Parked {
 			n++
@@ -198,6 +201,8 @@ func writeChanges(out io.Writer, res *admin.Applied) {
 		switch {
 		case c.What == registry.Removed && c.Kind == "subscriber":
 			note = ": parked (" + backlogWords(*c.Backlog) + ")"
+		case c.What == registry.Removed && c.Kind == "source":
+			note = ": parked; what it has sent stays, and so does how far it was read"
 		case c.What == registry.Removed:
 			note = ": deleted once nobody uses it"
 		case c.What == registry.Parked:
@@ -210,5 +215,8 @@ func writeChanges(out io.Writer, res *admin.Applied) {
 	}
 	for _, section := range res.NeedsRestart {
 		fmt.Fprintf(out, "! section %s differs: it needs a restart\n", section)
+	}
+	for _, section := range res.NeedsFile {
+		fmt.Fprintf(out, "! section %s differs: gridfan takes it over when its own file changes\n", section)
 	}
 }

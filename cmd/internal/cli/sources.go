@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -51,15 +53,22 @@ process that polls it.`,
 		for _, s := range list {
 			n, polling := eventsOf(s), "-"
 			if s.Poll != nil {
-				polling = pollingWord(*s.Poll, now)
+				if polling = pollingWord(*s.Poll, now); len(s.Tables) > 0 {
+					polling = plural(len(s.Tables), "table")
+				}
 				if name == "NAME" {
 					name = s.Name
 				}
 				if trouble == "" && troubled(*s.Poll) {
-					trouble = s.Name
+					if trouble = s.Name; len(s.Tables) > 0 {
+						trouble += "/" + s.Poll.Table
+					}
 				}
 			}
 			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\n", s.Name, s.Kind, s.Pattern, n.published, n.duplicate, s.InQuarantine, lastEvent(s, now), polling)
+			for _, t := range s.Tables {
+				fmt.Fprintf(w, "%s/%s\t\t\t%d\t%d\t\t%s\t%s\n", s.Name, printable([]byte(t.Table)), t.Published, t.Duplicate, newestWord(t), pollingWord(t, now))
+			}
 		}
 		if err := w.Flush(); err != nil {
 			return failed(err)
@@ -134,9 +143,9 @@ func progressWord(p poll.Progress) string {
 func newSourceShow(env Env) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
-		Use: "show NAME", Short: "Show one source",
+		Use: "show NAME[/TABLE]", Short: "Show one source, or a table of it",
 		Long:    "show tells what is known of one source: what came, how it is polled, how fresh that is, and\nwhat is the matter, if anything is.",
-		Example: "  gridfan sources show crm",
+		Example: "  gridfan sources show crm\n  gridfan sources show crm/account",
 		Args:    exactly("NAME"),
 	}
 	client := adminFlags(c, env)
@@ -161,7 +170,7 @@ func writeSource(out io.Writer, s *admin.Source, now time.Time) error {
 			fmt.Fprintf(w, "%s\t%s\n", name, printable([]byte(text)))
 		}
 	}
-	line("source", "%s", s.Name)
+	line("source", "%s", s.Label())
 	line("kind", "%s", s.Kind)
 	line("pattern", "%s", s.Pattern)
 	line("environment", "%s", s.Environment)
@@ -182,7 +191,7 @@ func writeSource(out io.Writer, s *admin.Source, now time.Time) error {
 		line("asks as", "%s, at most %s together with others", r.Identity, r.Budget)
 	}
 	if p := s.Poll; p != nil {
-		writePolling(line, p, now)
+		writePolling(line, p, now, len(s.Tables) > 0)
 	}
 	if r := s.Receive; r != nil {
 		line("received from", "%s", r.From)
@@ -197,6 +206,9 @@ func writeSource(out io.Writer, s *admin.Source, now time.Time) error {
 		line("completing", "%s", completingWords(*c, now))
 	}
 	if err := w.Flush(); err != nil {
+		return err
+	}
+	if err := writeTables(out, s.Tables, now); err != nil {
 		return err
 	}
 	if next := sourceNext(s); next != "" {
@@ -243,8 +255,42 @@ func completingWords(c complete.Status, now time.Time) string {
 	return s
 }
 
-func writePolling(line func(string, string, ...any), p *poll.Status, now time.Time) {
+// writeTables shows how polling goes, a table a line.
+func writeTables(out io.Writer, tables []poll.Status, now time.Time) error {
+	if len(tables) == 0 {
+		return nil
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "\nTABLE\tREQUESTS\tROWS\tPUBLISHED\tKNOWN ROWS\tNEWEST CHANGE\tPOLLING")
+	for _, t := range tables {
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\t%s\t%s\n", printable([]byte(t.Table)), t.Requests, t.Rows, t.Published, knownWord(t), newestWord(t), pollingWord(t, now))
+	}
+	return w.Flush()
+}
+
+func knownWord(p poll.Status) string {
+	if p.Known < 0 {
+		return "too many to be remembered"
+	}
+	return strconv.FormatInt(p.Known, 10)
+}
+
+func newestWord(p poll.Status) string {
+	if p.Newest.IsZero() {
+		return "-"
+	}
+	return deliver.Roughly(p.Freshness.Duration()) + " ago"
+}
+
+// writePolling tells how polling a table goes, or, with several, what they have in
+// common.
+func writePolling(line func(string, string, ...any), p *poll.Status, now time.Time, several bool) {
 	line("state", "%s: %s", p.State, p.Says)
+	if several {
+		line("polls", "%d in %d requests, %d empty", p.Polls, p.Requests, p.EmptyPolls)
+		line("rows", "%d read: %d published, %d duplicates, %d unchanged, %d of a baseline, %d quarantined", p.Rows, p.Published, p.Duplicate, p.Unchanged, p.Remembered, p.Quarantined)
+		return
+	}
 	switch {
 	case p.Here:
 		line("polled by", "this process")
@@ -278,25 +324,22 @@ func writePolling(line func(string, string, ...any), p *poll.Status, now time.Ti
 	if p.Throttles > 0 {
 		line("throttled", "%d times, %s in all", p.Throttles, deliver.Roughly(p.Lost.Duration()))
 	}
-	switch {
-	case p.Known < 0:
-		line("known rows", "too many to be remembered")
-	default:
-		line("known rows", "%d", p.Known)
-	}
+	line("known rows", "%s", knownWord(*p))
 }
 
 // sourceNext says what to do next.
 func sourceNext(s *admin.Source) string {
 	switch p := s.Poll; {
+	case p != nil && len(s.Tables) > 0:
+		return fmt.Sprintf("See one of them:  gridfan sources show %s/%s", s.Name, p.Table)
 	case p != nil && p.State == poll.Unconfirmed:
-		return fmt.Sprintf("If they are deleted indeed:  gridfan sources baseline %s --confirm\nIf the source was just being filled:  gridfan sources baseline %s", s.Name, s.Name)
+		return fmt.Sprintf("If they are deleted indeed:  gridfan sources baseline %s --confirm\nIf the source was just being filled:  gridfan sources baseline %s", s.Label(), s.Label())
 	case p != nil && p.State == poll.Failing:
-		return "Once that is mended:  gridfan sources poll-now " + s.Name
+		return "Once that is mended:  gridfan sources poll-now " + s.Label()
 	case s.InQuarantine > 0:
 		return "See what was not understood:  gridfan quarantine list --source " + s.Name
 	case p != nil:
-		return "Poll it at once:  gridfan sources poll-now " + s.Name
+		return "Poll it at once:  gridfan sources poll-now " + s.Label()
 	}
 	return "What became of its events:  gridfan books " + s.Name
 }
@@ -304,11 +347,11 @@ func sourceNext(s *admin.Source) string {
 func newSourcePollNow(env Env) *cobra.Command {
 	var asJSON, noWait bool
 	c := &cobra.Command{
-		Use: "poll-now NAME", Short: "Poll a source now",
+		Use: "poll-now NAME[/TABLE]", Short: "Poll a source now, or a table of it",
 		Long: `poll-now polls a source as soon as its budget allows, also outside of its windows. It
 waits for the end of the poll and says what came. A source that has asked to be left
 alone is left alone.`,
-		Example: "  gridfan sources poll-now crm",
+		Example: "  gridfan sources poll-now crm\n  gridfan sources poll-now crm/account",
 		Args:    exactly("NAME"),
 	}
 	client := adminFlags(c, env)
@@ -324,10 +367,10 @@ alone is left alone.`,
 			return failed(err)
 		}
 		if noWait {
-			return shown(env, s, asJSON, fmt.Sprintf("source %s is polled next\nSee how it goes:  gridfan sources show %s", s.Name, s.Name))
+			return shown(env, s, asJSON, fmt.Sprintf("source %s is polled next\nSee how it goes:  gridfan sources show %s", s.Label(), s.Label()))
 		}
 		was := *before.Poll
-		s, err = watchSource(cmd.Context(), env, client(), s, asJSON, func(p poll.Status) bool {
+		s, err = watchSource(cmd.Context(), env, client(), s, asJSON, before, func(p, was poll.Status) bool {
 			fails := p.Failures > 0 && (p.Failures != was.Failures || !p.Since.Equal(was.Since))
 			return fails || p.State == poll.HeldOff || p.State == poll.Unconfirmed || p.Progress == nil && p.Last.After(was.Last)
 		})
@@ -335,7 +378,7 @@ alone is left alone.`,
 			return err
 		}
 		p := s.Poll
-		if err := shown(env, s, asJSON, fmt.Sprintf("source %s: %d rows read, %d published\nSee it:  gridfan sources show %s", s.Name, since(p.Rows, was.Rows), since(p.Published, was.Published), s.Name)); err != nil {
+		if err := shown(env, s, asJSON, fmt.Sprintf("source %s: %d rows read, %d published\nSee it:  gridfan sources show %s", s.Label(), since(p.Rows, was.Rows), since(p.Published, was.Published), s.Label())); err != nil {
 			return err
 		}
 		return sourceFailure(s)
@@ -367,9 +410,9 @@ func sourceFailure(s *admin.Source) error {
 	case p == nil:
 		return nil
 	case p.State == poll.Failing:
-		return failed(fmt.Errorf("source %s: %s: %s; see gridfan sources show %s", s.Name, p.Kind, p.Error, s.Name))
+		return failed(fmt.Errorf("source %s: %s: %s; see gridfan sources show %s", s.Label(), p.Kind, p.Error, s.Label()))
 	case p.State == poll.HeldOff, p.State == poll.Unconfirmed:
-		return failed(fmt.Errorf("source %s: %s; see gridfan sources show %s", s.Name, p.Says, s.Name))
+		return failed(fmt.Errorf("source %s: %s; see gridfan sources show %s", s.Label(), p.Says, s.Label()))
 	}
 	return nil
 }
@@ -379,17 +422,18 @@ func newSourceRewind(env Env) *cobra.Command {
 	var order admin.RewindOrder
 	var sequence int64
 	c := &cobra.Command{
-		Use: "rewind NAME --to TIME|beginning", Short: "Have a source polled, or its event hub read, again from a time on",
+		Use: "rewind NAME[/TABLE] --to TIME|beginning", Short: "Have a source polled, or its event hub read, again from a time on",
 		Long: `rewind sets a source's cursor back. What changed since the time is read again, and
 published unless it was published within the dedup horizon (24 hours unless set).
 From the beginning, every row there is counts as changed.
 
 TIME is one as in 2026-11-01T10:00:00Z or '2026-11-01 10:00', or how long ago, as in
-2h. Not every cursor has times: a row version of a database has none.
+2h. Not every cursor has times: a row version of a database has none. Of a source with
+several tables all are set back, unless TABLE names one.
 
 Of an event hub all partitions are read again, or the one of --partition: that one
 also from an event on, with its --sequence.`,
-		Example: "  gridfan sources rewind crm --to 2h\n  gridfan sources rewind crm --to beginning --follow\n  gridfan sources rewind hub --partition 3 --sequence 4711",
+		Example: "  gridfan sources rewind crm --to 2h\n  gridfan sources rewind crm/account --to beginning --follow\n  gridfan sources rewind hub --partition 3 --sequence 4711",
 		Args:    exactly("NAME"),
 	}
 	client := adminFlags(c, env)
@@ -420,9 +464,9 @@ also from an event on, with its --sequence.`,
 			return failed(err)
 		}
 		if s.Poll == nil || order.Partition != "" {
-			return shown(env, s, asJSON, fmt.Sprintf("source %s is read again from %s\nSee how far it is:  gridfan sources show %s", s.Name, from, s.Name))
+			return shown(env, s, asJSON, fmt.Sprintf("source %s is read again from %s\nSee how far it is:  gridfan sources show %s", s.Label(), from, s.Label()))
 		}
-		return begun(cmd.Context(), env, client(), s, asJSON, follow, fmt.Sprintf("source %s is polled again from %s", s.Name, from))
+		return begun(cmd.Context(), env, client(), s, asJSON, follow, fmt.Sprintf("source %s is polled again from %s", s.Label(), from))
 	}
 	return c
 }
@@ -430,14 +474,16 @@ also from an event on, with its --sequence.`,
 func newSourceBaseline(env Env) *cobra.Command {
 	var asJSON, follow, all, silent, confirm bool
 	c := &cobra.Command{
-		Use: "baseline NAME", Short: "Read all rows of a source again, or confirm deletions",
+		Use: "baseline NAME[/TABLE]", Short: "Read all rows of a source again, or confirm deletions",
 		Long: `baseline reads all rows of a source again, compares them with those that are known,
 and publishes what differs: rows that are new or changed, and deletions of those that
 are gone. With --publish it publishes all of them. With --silent it publishes none
 and only remembers them, so changes that were not yet polled are never told.
 
 When many rows are gone at once, polling stops and asks: a table may just be in the
-middle of being filled anew. --confirm says that they are deleted.`,
+middle of being filled anew. --confirm says that they are deleted.
+
+Of a source with several tables all are read again, unless TABLE names one.`,
 		Example: "  gridfan sources baseline crm --follow\n  gridfan sources baseline crm --confirm",
 		Args:    exactly("NAME"),
 	}
@@ -462,7 +508,7 @@ middle of being filled anew. --confirm says that they are deleted.`,
 		if err != nil {
 			return failed(err)
 		}
-		return begun(cmd.Context(), env, client(), s, asJSON, follow, fmt.Sprintf(what, s.Name))
+		return begun(cmd.Context(), env, client(), s, asJSON, follow, fmt.Sprintf(what, s.Label()))
 	}
 	return c
 }
@@ -470,30 +516,45 @@ middle of being filled anew. --confirm says that they are deleted.`,
 // begun says that a reading of a source has begun, and follows it if asked to.
 func begun(ctx context.Context, env Env, client *admin.Client, s *admin.Source, asJSON, follow bool, what string) error {
 	if !follow {
-		return shown(env, s, asJSON, what+"\nSee how far it is:  gridfan sources show "+s.Name)
+		return shown(env, s, asJSON, what+"\nSee how far it is:  gridfan sources show "+s.Label())
 	}
 	if !asJSON {
 		fmt.Fprintln(env.Out, what)
 	}
-	was := s.Poll.Last
-	s, err := watchSource(ctx, env, client, s, asJSON, func(p poll.Status) bool {
+	s, err := watchSource(ctx, env, client, s, asJSON, s, func(p, was poll.Status) bool {
 		if p.State == poll.Unconfirmed || p.State == poll.Failing && p.Failures > 2 {
 			return true
 		}
-		return p.Progress == nil && p.Last.After(was) && p.State != poll.Baselining && p.State != poll.Resyncing
+		return p.Progress == nil && p.Last.After(was.Last) && p.State != poll.Baselining && p.State != poll.Resyncing
 	})
 	if err != nil {
 		return err
 	}
 	p := s.Poll
-	if err := shown(env, s, asJSON, fmt.Sprintf("source %s: %d rows read since its process began, %d published\nSee it:  gridfan sources show %s", s.Name, p.Rows, p.Published, s.Name)); err != nil {
+	if err := shown(env, s, asJSON, fmt.Sprintf("source %s: %d rows read since its process began, %d published\nSee it:  gridfan sources show %s", s.Label(), p.Rows, p.Published, s.Label())); err != nil {
 		return err
 	}
 	return sourceFailure(s)
 }
 
-// watchSource shows how polling a source goes on, until done says so or ctx ends.
-func watchSource(ctx context.Context, env Env, client *admin.Client, s *admin.Source, asJSON bool, done func(poll.Status) bool) (*admin.Source, error) {
+// tables are the tables of a source, or the only one.
+func tables(s *admin.Source) []poll.Status {
+	if len(s.Tables) > 0 {
+		return s.Tables
+	}
+	return []poll.Status{*s.Poll}
+}
+
+// watchSource shows how polling a source goes on, until done says so of each of its
+// tables, which it is told as they are and as they were before, or ctx ends.
+func watchSource(
+	ctx context.Context, env Env, client *admin.Client, s *admin.Source, asJSON bool, before *admin.Source, done func(is, was poll.Status) bool,
+) (*admin.Source, error) {
+	was := map[string]poll.Status{}
+	for _, t := range tables(before) {
+		was[t.Table] = t
+	}
+	goesOn := func(t poll.Status) bool { return !done(t, was[t.Table]) }
 	var bar *progressbar.ProgressBar
 	defer func() {
 		if bar != nil {
@@ -502,24 +563,24 @@ func watchSource(ctx context.Context, env Env, client *admin.Client, s *admin.So
 	}()
 	t := time.NewTicker(askEvery)
 	defer t.Stop()
-	said, last := time.Now(), ""
-	for !done(*s.Poll) {
+	said, last, label := time.Now(), "", s.Label()
+	for slices.ContainsFunc(tables(s), goesOn) {
 		select {
 		case <-ctx.Done():
-			return nil, failed(fmt.Errorf("polling goes on without this command; see gridfan sources show %s", s.Name))
+			return nil, failed(fmt.Errorf("polling goes on without this command; see gridfan sources show %s", s.Label()))
 		case <-t.C:
 		}
-		now, err := client.Source(ctx, s.Name)
+		now, err := client.Source(ctx, label)
 		switch {
 		case ctx.Err() != nil:
 			continue
 		case err != nil:
 			return nil, failed(fmt.Errorf("polling goes on, but cannot be followed: %w", err))
 		case now.Poll == nil:
-			return nil, failed(fmt.Errorf("source %s is not polled any more", s.Name))
+			return nil, failed(fmt.Errorf("source %s is not polled any more", s.Label()))
 		}
 		s = now
-		line := s.Name + ": " + pollingWord(*s.Poll, time.Now())
+		line := s.Label() + ": " + pollingWord(*s.Poll, time.Now())
 		switch g := s.Poll.Progress; {
 		case asJSON:
 		case env.OutIsTerminal:
@@ -553,11 +614,15 @@ func writePolled(out io.Writer, list []admin.SourceStatus, now time.Time) error 
 			continue
 		}
 		any = true
-		newest := "-"
-		if !p.Newest.IsZero() {
-			newest = deliver.Roughly(p.Freshness.Duration()) + " ago"
+		row := func(name string, p poll.Status) {
+			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", name, s.Pattern, p.Requests, p.Rows, p.EmptyPolls, p.Throttles, newestWord(p), pollingWord(p, now))
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", s.Name, s.Pattern, p.Requests, p.Rows, p.EmptyPolls, p.Throttles, newest, pollingWord(*p, now))
+		if len(s.Tables) == 0 {
+			row(s.Name, *p)
+		}
+		for _, t := range s.Tables {
+			row(s.Name+"/"+printable([]byte(t.Table)), t)
+		}
 	}
 	if !any {
 		return nil

@@ -38,6 +38,9 @@ func (c Completed) redacted() Completed {
 	return c
 }
 
+// Version stands for all of it, its secrets among it.
+func (c Completed) Version() string { return digest(c) }
+
 // completed reads how a source's events are completed; nil for a source whose are not.
 // polled is how it is polled; nil: it is not.
 func (d *decoder) completed(f *field, polled *Polled) *Completed {

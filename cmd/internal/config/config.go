@@ -47,7 +47,7 @@ type Config struct {
 	Spool       *broker.SpoolConfig // nil: none
 	Dedup       publish.Dedup
 	Sources     []ingress.Source      // those that push, sorted by name
-	Polled      []Polled              // those that are asked, sorted by name; of all kinds at least one
+	Polled      []Polled              // the tables of those that are asked, sorted by name; of all kinds at least one
 	Received    []receive.Source      // those that are received from a broker, sorted by name
 	Completed   []Completed           // those whose events are completed, sorted by name
 	Subscribers []registry.Definition // sorted by name; more can be added live
@@ -67,22 +67,6 @@ type Config struct {
 	Files []string
 	// Warnings are what should be changed but stops nothing.
 	Warnings []Problem
-}
-
-// Count is how many sources there are.
-func (c *Config) Count() int {
-	n := len(c.Sources)
-	for _, p := range c.Polled {
-		if p.Pattern == Poll {
-			n++
-		}
-	}
-	for _, r := range c.Received {
-		if !slices.ContainsFunc(c.Sources, func(s ingress.Source) bool { return s.Name == r.Name }) {
-			n++
-		}
-	}
-	return n
 }
 
 // Listen is where gridfan answers HTTP.

@@ -770,7 +770,7 @@ func TestPolledSources(t *testing.T) {
 	}
 	crm := c.Polled[0]
 	wantSchedule := poll.Config{
-		Name: "crm", Kind: "dataverse", Environment: "contoso", Identity: crm.OData.Identity(),
+		Name: "crm", Table: "account", Only: true, First: true, Kind: "dataverse", Environment: "contoso", Identity: crm.OData.Identity(),
 		Every: poll.Every{Min: 10 * time.Second, Max: time.Minute}, Tolerance: time.Minute,
 		RetryMax: 5 * time.Minute, Timeout: 45 * time.Second, Pages: 7, Budget: 0.5, Baseline: poll.Publish,
 		Windows: []poll.Window{{Start: "0 6 * * 1-5", For: 12 * time.Hour, Zone: "Europe/Berlin"}, {Start: "@daily"}},
@@ -791,6 +791,46 @@ func TestPolledSources(t *testing.T) {
 	}
 	if s := c.Polled[6].SQL; s.Cursor.Overlap != 10*time.Minute || s.Table.Filter != "State <> 'x'" || s.PageSize != 100 || s.MaxBytes != 1<<20 || s.Timeout != 10*time.Second {
 		t.Errorf("%+v", s)
+	}
+
+	// The same keys stand in the elements of a list. What a table is called depends on
+	// nothing but what is read.
+	lists := regexp.MustCompile(`(?m)^    poll:\n((?:      .*\n)+)`).ReplaceAllStringFunc(polling, func(s string) string {
+		return strings.Replace(s, "poll:\n      ", "poll:\n    - ", 1)
+	})
+	several, err := Parse("gridfan.yaml", []byte(lists+`  both:
+    kind: custom
+    poll:
+      - delta: { url: "https://one.example", items: ".", key: .id, table: One }
+        every: 5s
+      - sql: { driver: sqlserver, dsn: "${env:DSN}", table: { schema: sales, name: Jobs, key: Id }, cursor: { kind: changeTracking } }
+        budget: 5/s
+`), Lookup{Env: func(name string) (string, bool) {
+		if name == "DSN" {
+			return "sqlserver://me:canary@mes.database.windows.net?database=mes", true
+		}
+		return fake.Env(name)
+	}, File: fake.File})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tables []string
+	for _, p := range several.Polled {
+		tables = append(tables, p.Label()+" "+p.ID())
+	}
+	if d := cmp.Diff([]string{
+		"both/One both/One", "both/sales.Jobs both/sales=2EJobs", "crm crm/account", "erp erp/PurchaseOrderHeadersV2", "lab lab/Runs", "mes mes/Jobs", "one one/One",
+		"tms tms/Shipment", "wms wms/sales=2EOrders",
+	}, tables); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+	for i, p := range several.Polled[2:] {
+		if p.Version() != c.Polled[i].Version() {
+			t.Errorf("%s: as the only one of a list it is another source", p.Name)
+		}
+	}
+	if n := several.Count(); n != 8 {
+		t.Errorf("%d sources", n)
 	}
 
 	// Where it leads to a change, that is seen; a secret is told by no digest.

@@ -123,8 +123,12 @@ func (d *decoder) config(root *value) *Config {
 		pattern := d.pattern(f.value)
 		var asked *Polled
 		if pattern != Push {
-			c.Polled = append(c.Polled, d.polled(f, pattern))
-			asked = &c.Polled[len(c.Polled)-1]
+			tables := d.polled(f, pattern)
+			c.Polled = append(c.Polled, tables...)
+			// Rows are read as the first table that is read over OData.
+			if i := slices.IndexFunc(tables, func(p Polled) bool { return p.OData != nil }); i >= 0 {
+				asked = &tables[i]
+			}
 		}
 		if pattern == Poll {
 			continue

@@ -404,6 +404,10 @@ var accepted = []string{
 	"egress.proxyResolves",
 }
 
+// oneOrMore are mappings of which there may be a list as well; what stands in its
+// elements are the same keys.
+var oneOrMore = []string{"sources.<name>.poll"}
+
 // later holds the keys of capabilities still to come. They are refused by name:
 // who writes "filter" must not believe that events are filtered, nor search for
 // a typing error.

@@ -20,13 +20,14 @@ import (
 	"github.com/gridfan/gridfan/subscribers/registry"
 )
 
-// Live keeps a running gridfan at what its file declares: the subscribers and
+// Live keeps a running gridfan at what its file declares: the sources, subscribers and
 // endpoints of the file are taken over when it changes, and the rest of it is
 // compared. A file with mistakes changes nothing.
 type Live struct {
 	Following
 
-	one sync.Mutex // held while the file is read and taken over
+	one     sync.Mutex // held while the file is read and taken over; guards sources
+	sources Sources    // that are at work
 
 	mu     sync.Mutex // guards all below
 	state  State
@@ -43,6 +44,9 @@ type Following struct {
 	// Started has been taken over, and Sections are its digests.
 	Started  *Config
 	Sections map[string]string
+	// Take makes sources those at work, when they can be. With an error nothing has
+	// changed.
+	Take     func(context.Context, Sources) error
 	Registry *registry.Registry
 	// Declares: the subscribers and endpoints of the file are taken over here.
 	// Otherwise another process does, and the file is only compared.
@@ -63,7 +67,8 @@ type State struct {
 	NeedsRestart []string `json:"needsRestart,omitempty"`
 	// Kept are secrets that could not be read again, and why; they are as before.
 	Kept []string `json:"kept,omitempty"`
-	// Sections are digests of those that it was started with; see Sections.
+	// Sections are digests of those that it was started with, and of the sources at
+	// work; see Sections.
 	Sections map[string]string `json:"sections"`
 }
 
@@ -72,17 +77,15 @@ type Result struct {
 	Changes []registry.Change `json:"changes"`
 	// NeedsRestart are the sections that differ and are not taken over.
 	NeedsRestart []string `json:"needsRestart"`
+	// NeedsFile are those that differ, and are taken over from gridfan's own file
+	// alone.
+	NeedsFile []string `json:"needsFile,omitempty"`
 	// Problems are what could not be done; all the rest was.
 	Problems []string `json:"problems,omitempty"`
 }
 
-// Errors that callers tell apart.
-var (
-	// ErrNoFile means that a gridfan was started without a file.
-	ErrNoFile = errors.New("it was started without a configuration file of its own")
-	// ErrNotDeclared means that another process takes the file's subscribers over.
-	ErrNotDeclared = errors.New("a router does not take the subscribers of its file over")
-)
+// ErrNoFile means that a gridfan was started without a file.
+var ErrNoFile = errors.New("it was started without a configuration file of its own")
 
 type stamp struct {
 	changed time.Time
@@ -99,8 +102,12 @@ const (
 	liveTimeout = 5 * time.Minute
 )
 
+// sectionSources is the section that is taken over from gridfan's own file alone: who
+// may use the API is not to say where gridfan goes with its credentials.
+const sectionSources = "sources"
+
 // Sections gives digests of the parts of a configuration that are only read at a
-// start. They tell nothing of secrets: a change of these alone shows in
+// start, and of the sources. They tell nothing of secrets: a change of these alone shows in
 // Config.References, within one process.
 func (c *Config) Sections() map[string]string {
 	b := c.Broker
@@ -122,7 +129,7 @@ func (c *Config) Sections() map[string]string {
 	}
 	sections := map[string]string{}
 	for name, parts := range map[string]any{
-		"listen": c.Listen, "broker": []any{b, c.ClientsTLS, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, "sources": []any{c.Sources, polled, received, completed}, "egress": c.Egress, "shutdown": c.Shutdown,
+		"listen": c.Listen, "broker": []any{b, c.ClientsTLS, c.Spool}, "storage": []any{c.Broker.MaxBytes, c.Retention, c.Dedup}, sectionSources: []any{c.Sources, polled, received, completed}, "egress": c.Egress, "shutdown": c.Shutdown,
 	} {
 		text, err := json.Marshal(parts)
 		if err != nil {
@@ -147,7 +154,7 @@ func Differing(a, b map[string]string) []string {
 
 // NewLive begins with a configuration that has been taken over.
 func NewLive(f Following) *Live {
-	l := &Live{Following: f, loaded: f.Started}
+	l := &Live{Following: f, loaded: f.Started, sources: f.Started.From()}
 	l.state = State{File: f.File, Loaded: time.Now().UTC(), Sections: f.Sections}
 	l.tried = time.Now()
 	l.look(f.Started.Files)
@@ -218,9 +225,6 @@ func (l *Live) State() State {
 // Reload reads the file and takes it over; with dryRun it only says what that
 // would change. An error of type Errors is about the file.
 func (l *Live) Reload(ctx context.Context, dryRun bool) (Result, error) {
-	if l.Load != nil && !l.Declares && !dryRun {
-		return Result{}, ErrNotDeclared
-	}
 	return l.reload(ctx, dryRun, false)
 }
 
@@ -256,7 +260,20 @@ func (l *Live) reload(ctx context.Context, dryRun, refresh bool) (Result, error)
 	if !l.Declares && !dryRun {
 		sync = nil
 	}
-	res, err := l.apply(ctx, c.Endpoints, c.Subscribers, c.Sections(), changed(l.Started.References, c.References), dryRun, sync)
+	from, sections := c.From(), c.Sections()
+	changes := l.sources.Changes(from)
+	if len(changes) > 0 && !dryRun {
+		if err := l.Take(ctx, from); err != nil {
+			bad := Errors{{File: l.File, Line: 1, Column: 1, Path: sectionSources, Message: err.Error()}}
+			l.bad([]string{bad.Error()})
+			return Result{}, bad
+		}
+		l.sources = from
+	}
+	taken := sections[sectionSources]
+	sections[sectionSources] = l.State().Sections[sectionSources] // they are taken over
+	res, err := l.apply(ctx, c.Endpoints, c.Subscribers, sections, changed(l.Started.References, c.References), dryRun, sync)
+	res.Changes = append(changes, res.Changes...)
 	if err != nil || dryRun {
 		return res, err
 	}
@@ -269,6 +286,8 @@ func (l *Live) reload(ctx context.Context, dryRun, refresh bool) (Result, error)
 	l.mu.Lock()
 	was := l.state
 	l.state.Loaded, l.state.Problems, l.state.NeedsRestart = time.Now().UTC(), res.Problems, res.NeedsRestart
+	l.state.Sections = maps.Clone(l.state.Sections)
+	l.state.Sections[sectionSources] = taken
 	l.loaded = c
 	l.mu.Unlock()
 	differences := 0
@@ -288,14 +307,14 @@ func (l *Live) reload(ctx context.Context, dryRun, refresh bool) (Result, error)
 }
 
 // followed are the sections that are taken over while gridfan runs.
-var followed = []string{"subscribers", "endpoints", "secrets"}
+var followed = []string{"subscribers", "endpoints", "secrets", sectionSources}
 
 // effect says when a secret that has changed is used.
 func (l *Live) effect(r Reference) string {
 	switch {
 	case !slices.Contains(followed, r.section()):
 		return "at the next start"
-	case !l.Declares:
+	case !l.Declares && r.section() != sectionSources:
 		return "now, in the processes that deliver"
 	}
 	return "now"
@@ -353,6 +372,10 @@ func (l *Live) apply(
 	res := Result{NeedsRestart: []string{}}
 	if sections != nil {
 		res.NeedsRestart = Differing(l.State().Sections, sections)
+		if i := slices.Index(res.NeedsRestart, sectionSources); i >= 0 {
+			res.NeedsRestart = slices.Delete(res.NeedsRestart, i, i+1)
+			res.NeedsFile = []string{sectionSources}
+		}
 	}
 	for _, r := range rotated {
 		if name := r.section(); !slices.Contains(followed, name) && !slices.Contains(res.NeedsRestart, name) {

@@ -1,9 +1,6 @@
 package config
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"net/url"
 	"slices"
@@ -30,8 +27,8 @@ const (
 	Hybrid Pattern = "hybrid" // both; what comes both ways is published once
 )
 
-// Polled is a source that is asked, and what it is asked for. Exactly one of the
-// ways is set.
+// Polled is one table of a source that is asked, and what it is asked for. Exactly one
+// of the ways is set.
 type Polled struct {
 	poll.Config
 	Pattern   Pattern // Poll or Hybrid
@@ -131,15 +128,8 @@ func (p Polled) redacted() Polled {
 	return p
 }
 
-// Version stands for all of the source's configuration.
-func (p *Polled) Version() string {
-	text, err := json.Marshal(p)
-	if err != nil {
-		text = []byte(err.Error()) // not with the types here
-	}
-	sum := sha256.Sum256(text)
-	return hex.EncodeToString(sum[:8])
-}
+// Version stands for all of the source's configuration, its secrets among it.
+func (p *Polled) Version() string { return digest(p) }
 
 // pattern reads how a source's events come, and complains about keys that do not
 // go with it. Without a word of the operator's the keys tell.
@@ -176,9 +166,41 @@ func (d *decoder) pattern(v *value) Pattern {
 // pollable are the kinds whose rows have a form of their own.
 var pollable = []string{event.KindDataverse, event.KindFnO, event.KindCustom}
 
-// polled reads how gridfan asks a source. named is what is known of it otherwise.
-func (d *decoder) polled(f *field, pattern Pattern) Polled {
-	v := f.value.get("poll")
+// polled reads how gridfan asks a source: for one table, or for several.
+func (d *decoder) polled(f *field, pattern Pattern) []Polled {
+	v, at := f.value.get("poll"), "sources."+f.name
+	if pattern == Poll { // else the ingress's Validate says so
+		if !ingress.ValidName(f.name) {
+			d.problem(f.at, f.value.path, "a name is 1 to 63 lower-case letters, digits and dashes, and begins with a letter or digit")
+		}
+		if f.value.get("kind") == nil && !d.troubled(f.value.path+".kind") {
+			here, path, _ := f.value.locate(".kind")
+			d.problem(here, path, "missing; want %s", either(pollable))
+		}
+	}
+	kind := d.text(f.value.get("kind"))
+	if k := f.value.get("kind"); k != nil && kind != "" && !slices.Contains(pollable, kind) && (pattern == Poll || normalise.Known(kind)) {
+		d.problem(k.at, k.path, "want %s for a source that is polled, got %q", either(pollable), kind)
+	}
+	if v == nil || v.kind != list {
+		p := d.table(f, v, pattern, at+".poll")
+		p.Only, p.First = true, true
+		return []Polled{p}
+	}
+	var all []Polled
+	for i, item := range d.items(v) {
+		p := d.table(f, item, pattern, fmt.Sprintf("%s.poll[%d]", at, i))
+		if j := slices.IndexFunc(all, func(o Polled) bool { return o.Table == p.Table && p.Table != "" }); j >= 0 {
+			d.problem(item.at, item.path, "poll[%d] reads %s as well: name each table once; a filter can hold several conditions", j, p.Table)
+		}
+		p.Only, p.First = len(v.items) == 1, i == 0
+		all = append(all, p)
+	}
+	return all
+}
+
+// table reads how gridfan asks for one table, which stands at path.
+func (d *decoder) table(f *field, v *value, pattern Pattern, path string) Polled {
 	p := Polled{Pattern: pattern, Rationale: d.text(f.value.get("rationale")), Config: poll.Config{
 		Name:        f.name,
 		Kind:        d.text(f.value.get("kind")),
@@ -202,22 +224,28 @@ func (d *decoder) polled(f *field, pattern Pattern) Polled {
 			Start: d.text(w.get("start")), For: d.duration(w.get("for")).Std(), Zone: d.text(w.get("zone")),
 		})
 	}
-	at := "sources." + f.name
-	if pattern == Poll { // else the ingress's Validate says so
-		if !ingress.ValidName(p.Name) {
-			d.problem(f.at, f.value.path, "a name is 1 to 63 lower-case letters, digits and dashes, and begins with a letter or digit")
-		}
-		if p.Kind == "" && !d.troubled(f.value.path+".kind") {
-			here, path, _ := f.value.locate(".kind")
-			d.problem(here, path, "missing; want %s", either(pollable))
-		}
-	}
-	if k := f.value.get("kind"); k != nil && p.Kind != "" && !slices.Contains(pollable, p.Kind) && (pattern == Poll || normalise.Known(p.Kind)) {
-		d.problem(k.at, k.path, "want %s for a source that is polled, got %q", either(pollable), p.Kind)
-	}
-	d.ways(v, &p)
-	d.validated(p.Validate(at+".poll"), f.value, at)
+	d.ways(v, &p, path)
+	p.Table = p.name()
+	d.validated(p.Validate(path), f.value, "sources."+f.name)
 	return p
+}
+
+// name is what the table is called among those of its source. Its checkpoint is kept
+// by that, so it depends on nothing but what is read.
+func (p *Polled) name() string {
+	switch {
+	case p.OData != nil && p.OData.Table != "":
+		return p.OData.Table
+	case p.OData != nil:
+		return p.OData.Entity
+	case p.Delta != nil:
+		return p.Delta.Table
+	case p.SQL != nil && p.SQL.Table.Schema != p.SQL.Driver.Schema():
+		return p.SQL.Table.Schema + "." + p.SQL.Table.Name
+	case p.SQL != nil:
+		return p.SQL.Table.Name
+	}
+	return ""
 }
 
 func either(words []string) string {

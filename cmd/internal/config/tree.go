@@ -295,7 +295,11 @@ func (d *decoder) tree(n ast.Node, path, pattern string, at pos) *value {
 	case *ast.SequenceNode:
 		v.kind = list
 		for i, item := range n.Values {
-			v.items = append(v.items, d.tree(item, fmt.Sprintf("%s[%d]", path, i), pattern+"[]", begin(item)))
+			below := pattern + "[]"
+			if slices.Contains(oneOrMore, pattern) {
+				below = pattern
+			}
+			v.items = append(v.items, d.tree(item, fmt.Sprintf("%s[%d]", path, i), below, begin(item)))
 		}
 	case *ast.StringNode:
 		return scalar(text, n.Value)
@@ -373,6 +377,12 @@ func (d *decoder) check(v *value) {
 	want := mapping
 	if parent(v.pattern + "[]") {
 		want = list
+	}
+	if v.kind == list && slices.Contains(oneOrMore, v.pattern) && !strings.HasSuffix(v.path, "]") {
+		for _, item := range v.items {
+			d.check(item)
+		}
+		return
 	}
 	if v.kind != want {
 		// A key that can also be a scalar is judged where it is read.

@@ -10,9 +10,8 @@ import (
 	"github.com/gridfan/gridfan/schemas/event"
 )
 
-// ways reads what a source is asked for, and of whom.
-func (d *decoder) ways(v *value, p *Polled) {
-	path := "sources." + p.Name + ".poll"
+// ways reads what a source is asked for, and of whom. path is where v stands.
+func (d *decoder) ways(v *value, p *Polled, path string) {
 	if v == nil || v.kind != mapping {
 		return // reported
 	}
@@ -50,7 +49,7 @@ func (d *decoder) ways(v *value, p *Polled) {
 			d.problem(v.at, v.path, "say what is asked: odata, delta or sql")
 		}
 	default:
-		d.problem(v.at, v.path, "%s and %s exclude each other: a source reads one table; make a second source of the same environment", named[0], named[1])
+		d.problem(v.at, v.path, "%s and %s exclude each other; for several tables make a list of it: poll: [ { %[1]s: … }, { %[2]s: … } ]", named[0], named[1])
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -85,24 +86,39 @@ func (c *Cluster) start() {
 func (c *Cluster) StopLeader(stream string) (again func()) {
 	c.t.Helper()
 	for i, s := range c.servers {
-		if !s.JetStreamIsStreamLeader("$G", stream) {
-			continue
-		}
-		s.Shutdown()
-		s.WaitForShutdown()
-		return func() {
-			c.t.Helper()
-			s, err := server.NewServer(c.options[i].Clone())
-			if err != nil {
-				c.t.Fatal(err)
-			}
-			c.servers[i] = s
-			s.Start()
-			c.t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+		if s.JetStreamIsStreamLeader("$G", stream) {
+			return c.stop(i)
 		}
 	}
 	c.t.Fatalf("nobody leads %s", stream)
 	return nil
+}
+
+// StopTwo stops two of the three servers, so that nothing can be led, and gives what
+// starts them again.
+func (c *Cluster) StopTwo() (again func()) {
+	var one, two func()
+	var stopping sync.WaitGroup // one that is alone waits for who is to lead in its place
+	stopping.Go(func() { one = c.stop(0) })
+	stopping.Go(func() { two = c.stop(1) })
+	stopping.Wait()
+	return func() { one(); two() }
+}
+
+// stop stops a server, and gives what starts it again.
+func (c *Cluster) stop(i int) (again func()) {
+	c.servers[i].Shutdown()
+	c.servers[i].WaitForShutdown()
+	return func() {
+		s, err := server.NewServer(c.options[i].Clone())
+		if err != nil {
+			c.t.Error(err)
+			return
+		}
+		c.servers[i] = s
+		s.Start()
+		c.t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	}
 }
 
 // URL is where NATS clients reach its servers, those that are stopped included.

@@ -12,6 +12,8 @@
 //   - An ETag is sent back when the same request is made again, and 304 and 204 mean
 //     that nothing has changed.
 //   - 410 means that the cursor is forgotten, and that all rows must be read again.
+//   - A link to a next page that is refused with 400, 404 or 410 is given up, and its
+//     round of pages begun again, once; refused again it is a fault.
 //
 // An answer that is no JSON, ends early, has no rows where they are to stand, rows
 // without a cursor, or a cursor that says there is more and does not move, is a fault.
@@ -49,6 +51,7 @@ type Fetcher struct {
 	queries *queries
 	client  *request.Client
 	words   *secret.Veil
+	now     func() time.Time // tests set it
 }
 
 var _ poll.Fetcher = (*Fetcher)(nil)
@@ -63,7 +66,7 @@ func New(cfg Config, opts request.Options) (*Fetcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Fetcher{cfg: cfg, hash: cfg.hash(), queries: q, client: client, words: secret.NewVeil(cfg.secrets()...)}, nil
+	return &Fetcher{cfg: cfg, hash: cfg.hash(), queries: q, client: client, words: secret.NewVeil(cfg.secrets()...), now: time.Now}, nil
 }
 
 // Close ends connections.
@@ -78,6 +81,12 @@ type cursor struct {
 	// own link to what changes later. Next says which.
 	Link string `json:"link,omitempty"`
 	Next bool   `json:"next,omitempty"`
+	// Mark is where this round of pages began, and Again when that was gone back to,
+	// because the link to the next page was refused.
+	Mark  *mark     `json:"mark,omitempty"`
+	Again time.Time `json:"again,omitzero"`
+	// Got is when there was a Link.
+	Got time.Time `json:"got,omitzero"`
 	// Listing: all rows are being read.
 	Listing bool `json:"listing,omitempty"`
 	// ETag is of an answer to the request with hash For.
@@ -87,6 +96,42 @@ type cursor struct {
 	Silent int `json:"silent,omitempty"`
 
 	Guard request.Guard `json:"guard"`
+}
+
+// mark is what a round of pages was begun with.
+type mark struct {
+	Cursor string `json:"cursor,omitempty"`
+	Link   string `json:"link,omitempty"`
+}
+
+// staleAfter is how long a link to a next page is asked for that is refused while all
+// rows are read: a gateway may say so for a moment, and to begin again is dear then.
+// againAfter is how long a source is left with its refusal, when it has refused a link
+// of the new beginning as well; until then that is a fault, which people see.
+const (
+	staleAfter = time.Minute
+	againAfter = 10 * time.Minute
+)
+
+// stale says whether to begin a round of pages again because the link to the next one,
+// which the source has given, is refused: it may have forgotten it, or have made it
+// up. It sets c back then. A second refusal before the round has ended is a fault.
+func (f *Fetcher) stale(c *cursor, err error) bool {
+	refused, ok := errors.AsType[*poll.Fault](err)
+	if !ok || !c.Next || c.Mark == nil || !request.Gone(refused.Status) {
+		return false
+	}
+	now := f.now()
+	switch {
+	case c.Listing && now.Sub(c.Got) < staleAfter:
+		return false
+	case !c.Again.IsZero() && now.Sub(c.Again) < againAfter:
+		*refused = *poll.Faultf(poll.Configuration, refused.Status, "the source refuses the link to the next page that it has given, and did so before: %s", refused.Reason)
+		return false
+	}
+	c.Cursor, c.Link, c.Next, c.ETag, c.For = c.Mark.Cursor, c.Mark.Link, false, "", 0
+	c.Mark, c.Again, c.Guard = nil, now.UTC(), request.Guard{}
+	return true
 }
 
 // maxSilent is how often in a row a server may let a request that it holds go
@@ -195,16 +240,19 @@ func (f *Fetcher) fetch(ctx context.Context, c *cursor, going bool) (*poll.Page,
 	if err != nil {
 		return nil, err
 	}
+	refused := a.Judge()
+	if f.stale(c, refused) {
+		return &poll.Page{More: true, Listing: c.Listing}, nil
+	}
 	if (a.Status == http.StatusGone || slices.Contains(f.cfg.Expired, a.Status)) && going {
-		err := a.Judge()
-		return nil, fmt.Errorf("%w: %w", err, poll.ErrExpired)
+		return nil, fmt.Errorf("%w: %w", refused, poll.ErrExpired)
 	}
 	c.Silent = 0
 	if a.Status == http.StatusNotModified && q.header.Get("If-None-Match") != "" || a.Status == http.StatusNoContent {
 		return &poll.Page{}, nil
 	}
-	if err := a.Judge(); err != nil {
-		return nil, err
+	if refused != nil {
+		return nil, refused
 	}
 	return f.page(c, q, a)
 }
@@ -274,18 +322,21 @@ func (f *Fetcher) page(c *cursor, q *ask, a *request.Answer) (*poll.Page, error)
 	default:
 		page.More = moved && len(items) > 0
 	}
-	before := c.place()
+	before, began := c.place(), &mark{c.Cursor, c.Link}
 	if found.cursor != "" {
 		c.Cursor = found.cursor
 	}
 	c.ETag, c.For = "", 0
 	if page.More {
+		if c.Got = f.now().UTC(); c.Mark == nil {
+			c.Mark = began
+		}
 		if c.Link, c.Next = found.next, found.next != ""; found.next == "" && found.resume != "" {
 			c.Link = found.resume
 		}
 		return page, c.Guard.Follow(before, c.place(), len(items))
 	}
-	c.Guard = request.Guard{}
+	c.Guard, c.Mark, c.Again, c.Got = request.Guard{}, nil, time.Time{}, time.Time{}
 	switch {
 	case found.resume != "":
 		c.Link, c.Next = found.resume, false

@@ -332,6 +332,74 @@ func TestThrottledAndExpired(t *testing.T) {
 	}
 }
 
+// A link to a next page that is refused is given up, and its round begun again where
+// it began: at once for changes, after a minute for all rows. If the next link is
+// refused as well, that is a fault.
+func TestRefusedLink(t *testing.T) {
+	for _, status := range []int{400, 404, 410} {
+		lies, asked := true, 0
+		url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			switch q := r.URL.Query(); {
+			case q.Get("page") == "none":
+				w.WriteHeader(status)
+			case q.Get("page") == "2":
+				fmt.Fprint(w, `{"items":[{"id":2}],"delta":"?t=2"}`)
+			case lies:
+				fmt.Fprint(w, `{"items":[{"id":1}],"next":"?page=none"}`)
+			case q.Get("t") == "2":
+				asked++
+				fmt.Fprint(w, `{"items":[{"id":1}],"next":"?page=2"}`)
+			default:
+				fmt.Fprint(w, `{"items":[{"id":1}],"next":"?page=2"}`)
+			}
+		})
+		cfg := config(url + "/v1/changes")
+		cfg.Next, cfg.Resume = ".next", ".delta"
+		f := fetcher(t, cfg)
+		now := time.Now()
+		f.SetNow(func() time.Time { return now })
+		var at json.RawMessage
+		fetch := func(want string) {
+			t.Helper()
+			page, err := f.Fetch(t.Context(), at)
+			if err != nil {
+				t.Fatalf("%d: %v", status, err)
+			}
+			if got := summary(page); got != want {
+				t.Errorf("%d: got %q, want %q", status, got, want)
+			}
+			at = page.Next
+		}
+		refused := func(expired bool) {
+			t.Helper()
+			_, err := f.Fetch(t.Context(), at)
+			if fault, ok := errors.AsType[*poll.Fault](err); !ok || fault.Status != status || errors.Is(err, poll.ErrExpired) != expired {
+				t.Errorf("%d: got %v", status, err)
+			}
+		}
+		fetch("1@ more listing")
+		refused(status == 410) // it may be a gateway for a moment
+		now = now.Add(2 * time.Minute)
+		fetch("more listing")
+		lies = false
+		fetch("1@ more listing")
+		fetch("2@ listing listed")
+		lies = true
+		fetch("1@ more")
+		fetch("more") // at once
+		fetch("1@ more")
+		refused(status == 410)
+		lies = false
+		now = now.Add(time.Hour)
+		fetch("more")
+		fetch("1@ more") // from where the round began
+		fetch("2@")
+		if asked != 1 {
+			t.Errorf("%d: the link to later changes was asked for %d times", status, asked)
+		}
+	}
+}
+
 func TestRows(t *testing.T) {
 	url := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprint(w, `{"items":[

@@ -330,6 +330,75 @@ func TestForgottenPage(t *testing.T) {
 	}
 }
 
+// A link to a next page of changes that is refused is given up at once, the first time:
+// the round begins at the delta link again, or where it began by time or version. A
+// link of the new beginning that is refused as well is a fault, and not tried without
+// end; when that is over, all goes on.
+func TestMadeUpLink(t *testing.T) {
+	for _, cursor := range []odata.Cursor{odata.ChangeTracking, odata.Version, odata.Modified} {
+		for _, status := range []int{400, 404, 410} {
+			t.Run(fmt.Sprint(cursor, status), func(t *testing.T) {
+				clock := odatatest.NewClock(start)
+				d := odatatest.NewDataverse(clock, 1)
+				var lies atomic.Bool
+				srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					switch {
+					case strings.Contains(r.RequestURI, "made-up"):
+						w.WriteHeader(status)
+					case lies.Load():
+						fmt.Fprintf(w, `{"value":[],"@odata.nextLink":"http://%s/api/data/v9.2/accounts?made-up=1"}`, r.Host)
+					default:
+						d.ServeHTTP(w, r)
+					}
+				}))
+				defer srv.Close()
+				d.URL = srv.URL
+				f := fetcher(t, clock, odata.Config{Kind: event.KindDataverse, Table: "account", Cursor: cursor, PageSize: 2, Target: request.Target{URL: srv.URL}})
+				var at json.RawMessage
+				read := func() (rows int) {
+					t.Helper()
+					for more := true; more; {
+						page, err := f.Fetch(t.Context(), at)
+						if err != nil {
+							t.Fatal(err)
+						}
+						at, rows, more = page.Next, rows+len(page.Rows), page.More
+					}
+					return rows
+				}
+				read()
+				clock.Sleep(time.Hour)
+				_, commit := d.Create("a")
+				commit()
+				one := func() (*poll.Page, error) {
+					page, err := f.Fetch(t.Context(), at)
+					if err == nil {
+						at = page.Next
+					}
+					return page, err
+				}
+				lies.Store(true)
+				for i := range 3 { // the link, that it is refused, and another one
+					if page, err := one(); err != nil || !page.More || len(page.Rows) > 0 {
+						t.Fatalf("%d: %+v, %v", i, page, err)
+					}
+				}
+				for range 2 {
+					_, err := one()
+					if fault, ok := errors.AsType[*poll.Fault](err); !ok || fault.Kind != poll.Configuration || !strings.Contains(fault.Reason, "did so before") {
+						t.Fatalf("got %v", err)
+					}
+				}
+				lies.Store(false)
+				clock.Sleep(time.Hour)
+				if n := read(); n != 1 {
+					t.Errorf("%d rows were read then", n)
+				}
+			})
+		}
+	}
+}
+
 // A version that is committed late, between two rounds, is read: also if that is just
 // when what was seen becomes old enough.
 func TestLateCommit(t *testing.T) {

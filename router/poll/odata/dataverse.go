@@ -52,7 +52,7 @@ func (f *Fetcher) track(ctx context.Context, c *cursor) (*poll.Page, error) {
 		// To go on without would lose every change from here on.
 		return nil, poll.Faultf(poll.Answer, a.Status, "the last page has no delta link, so it is not known where to go on; leave annotations out, or set cursor: version")
 	}
-	c.Link, c.Delta, c.Guard = "", p.delta, request.Guard{}
+	c.Link, c.Delta, c.Again, c.Guard = "", p.delta, time.Time{}, request.Guard{}
 	if c.Phase == changes {
 		c.Bound = c.Began
 		page.Bound = c.Bound
@@ -90,7 +90,7 @@ func (f *Fetcher) reread(ctx context.Context, c *cursor) (*poll.Page, error) {
 		page.More = true
 		return page, f.follow(c, link, p.next, p.n())
 	}
-	c.Phase, c.Link, c.Since, c.Guard = changes, "", time.Time{}, request.Guard{}
+	c.Phase, c.Link, c.Since, c.Again, c.Guard = changes, "", time.Time{}, time.Time{}, request.Guard{}
 	c.Bound = c.Began
 	page.Bound = c.Bound
 	return page, nil
@@ -159,7 +159,7 @@ func (f *Fetcher) end(c *cursor, page *poll.Page) {
 		page.Bound = c.Bound
 	}
 	c.Phase, c.Link, c.At, c.Guard = changes, "", nil, request.Guard{}
-	c.End, c.Newest = time.Time{}, time.Time{}
+	c.End, c.Newest, c.Again = time.Time{}, time.Time{}, time.Time{}
 }
 
 // versions is where reading by versionnumber stands.
@@ -245,7 +245,7 @@ func (f *Fetcher) versions(ctx context.Context, c *cursor) (*poll.Page, error) {
 	c.Bound = c.Began.Add(-f.cfg.Overlap)
 	page.Bound = c.Bound
 	c.Phase, c.Link, c.Guard = changes, "", request.Guard{}
-	c.From, c.Began, c.End = time.Time{}, time.Time{}, time.Time{}
+	c.From, c.Began, c.End, c.Again = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	return page, nil
 }
 

@@ -105,6 +105,8 @@ type cursor struct {
 	Link string `json:"link,omitempty"`
 	// Got is when there was a Link.
 	Got time.Time `json:"got,omitzero"`
+	// Again is when this round was begun again, because such a link was refused.
+	Again time.Time `json:"again,omitzero"`
 	// Delta is where the changes after those that were read are asked for.
 	Delta string `json:"delta,omitempty"`
 	// From is set where older changes are left out, because somebody went back to a
@@ -277,20 +279,32 @@ func forgotten(a *request.Answer) bool {
 		strings.Contains(strings.ToLower(r.Message), "version stamp associated with the client has expired")
 }
 
-// staleAfter is how long a link is asked for that is refused. A source may have
-// forgotten it, so the round is then begun again; and at most once in this time, so
-// that it is seen if the next link is refused as well.
-const staleAfter = time.Minute
+// staleAfter is how long a link is asked for that is refused while all rows are read:
+// a gateway may say so for a moment, and to begin again is dear then. againAfter is how
+// long a source is left with its refusal, when it has refused a link of the new
+// beginning as well; until then that is a fault, which people see.
+const (
+	staleAfter = time.Minute
+	againAfter = 10 * time.Minute
+)
 
-// stale says whether to begin a round again because the link to its next page is
-// refused, and clears that.
+// stale says whether to begin a round again because the link to its next page, which
+// the source has given, is refused: it may have forgotten it, or have made it up. It
+// clears the link then. A second refusal before the round has ended is a fault.
 func (f *Fetcher) stale(c *cursor, err error) bool {
 	refused, ok := errors.AsType[*poll.Fault](err)
-	if !ok || c.Link == "" || f.now().Sub(c.Got) < staleAfter ||
-		refused.Status != http.StatusBadRequest && refused.Status != http.StatusNotFound && refused.Status != http.StatusGone {
+	if !ok || c.Link == "" || !request.Gone(refused.Status) {
 		return false
 	}
-	c.Link, c.Guard = "", request.Guard{}
+	now := f.now()
+	switch {
+	case c.Phase == listing && now.Sub(c.Got) < staleAfter:
+		return false
+	case !c.Again.IsZero() && now.Sub(c.Again) < againAfter:
+		*refused = *poll.Faultf(poll.Configuration, refused.Status, "the source refuses the link to the next page that it has given, and did so before: %s", refused.Reason)
+		return false
+	}
+	c.Link, c.Guard, c.Again = "", request.Guard{}, now.UTC()
 	return true
 }
 

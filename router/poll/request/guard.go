@@ -2,6 +2,7 @@ package request
 
 import (
 	"hash/fnv"
+	"net/http"
 
 	"github.com/gridfan/gridfan/router/poll"
 )
@@ -38,4 +39,10 @@ func (g *Guard) Follow(from, link string, rows int) error {
 		return poll.Faultf(poll.Answer, 200, "%d pages in a row have a link to the next page and no rows", g.Empty)
 	}
 	return nil
+}
+
+// Gone says whether an HTTP status may mean that a source does not know a link that it
+// has given.
+func Gone(status int) bool {
+	return status == http.StatusBadRequest || status == http.StatusNotFound || status == http.StatusGone
 }

@@ -55,6 +55,14 @@ const (
 	SQLServer Driver = "sqlserver" // SQL Server 2016 or later, Azure SQL
 )
 
+// Schema is where tables are that name none.
+func (d Driver) Schema() string {
+	if d == SQLServer {
+		return "dbo"
+	}
+	return "public"
+}
+
 // Table is a table or view, and which of its rows and columns are read. Names are
 // as the catalogue spells them, without quotes.
 type Table struct {
@@ -182,10 +190,7 @@ func (t *Table) validate(path string, d Driver) error {
 		errs = append(errs, fmt.Errorf("%s"+key+": "+format, append([]any{path}, args...)...))
 	}
 	if t.Schema == "" {
-		t.Schema = map[Driver]string{SQLServer: "dbo"}[d]
-		if t.Schema == "" {
-			t.Schema = "public"
-		}
+		t.Schema = d.Schema()
 	}
 	name := func(key, s string) {
 		switch {
@@ -266,6 +271,7 @@ func (c *Cursor) validate(path string, d Driver) error {
 	case c.Kind == ChangeTracking && c.Column != "":
 		report(".column", "%s has none; remove the key", c.Kind)
 	case c.Kind == ChangeTracking:
+	case c.Kind == "" && c.Column == "": // which one it is depends on kind
 	case c.Column == "":
 		report(".column", "missing; want the column that %s reads", c.Kind)
 	case !validName(c.Column):
@@ -276,6 +282,7 @@ func (c *Cursor) validate(path string, d Driver) error {
 		bounded(report, ".overlap", &c.Overlap, defaultOverlap, time.Second, maxOverlap)
 	case c.Kind == BYOD:
 		bounded(report, ".overlap", &c.Overlap, byodOverlap, time.Second, maxOverlap)
+	case c.Kind == "": // whether there is one depends on kind
 	case c.Overlap != 0:
 		report(".overlap", "%s misses nothing that comes late; remove the key", c.Kind)
 	}

@@ -58,8 +58,7 @@ func TestValidate(t *testing.T) {
 		{"nothing", Config{}, `sql.driver: missing; want postgres or sqlserver
 sql.table.name: missing
 sql.table.key: missing
-sql.cursor.kind: missing
-sql.cursor.column: missing`},
+sql.cursor.kind: missing`},
 		{"driver", Config{Driver: "mysql", Table: Table{Name: "t", Key: []string{"id"}}, Cursor: Cursor{Kind: Timestamp, Column: "at"}}, `sql.driver: want postgres or sqlserver, got "mysql"`},
 		{"no dsn", pg(dsn("")), "sql.dsn: missing; want the driver's connection string"},
 		{"long dsn", pg(dsn(strings.Repeat("canary", 1000))), "sql.dsn: want at most 4096 bytes"},
