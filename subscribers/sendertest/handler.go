@@ -54,7 +54,7 @@ func ListHandler(t *testing.T, decode func(header http.Header, body []byte) (eve
 		switch reply.Fault {
 		case Hangs:
 			<-r.Context().Done()
-			panic(http.ErrAbortHandler) // a return would be an answer, 200
+			panic(http.ErrAbortHandler) // panic: net/http's way to end without an answer; a return would be one, 200
 		case Trickles:
 			trickle(w, r)
 			return
