@@ -51,6 +51,7 @@ var types = []string{
 	"Microsoft.ServiceBus/namespaces/queues@2024-01-01",
 	"Microsoft.ServiceBus/namespaces@2024-01-01",
 	"Microsoft.Storage/storageAccounts@2025-06-01",
+	"Microsoft.Storage/storageAccounts/blobServices/containers@2025-06-01",
 }
 
 // read gives a file beside this one, or of the repository by "../".

@@ -254,7 +254,7 @@ var deployedNodes = filter(range(0, length(nodeNames)), i => contains(natsDeploy
 
 var topicKeySecret = 'fno-topic-key'
 var eventsKeySecret = 'events-topic-key'
-var deadLetterContainer = 'deadletters'
+var deadLetterPrefix = 'deadletters-'
 var queueNames = ['fno', 'dataverse']
 // The sources of the configuration that Event Grid delivers to.
 var pushedSources = ['fno', 'events']
@@ -425,11 +425,12 @@ module storage 'modules/storage.bicep' = {
     name: '${abbreviations.storageAccount}gridfan${token}'
     location: location
     tags: tags
-    containerName: deadLetterContainer
+    containerNames: map(pushedSources, source => '${deadLetterPrefix}${source}')
     sku: zoneRedundant ? 'Standard_ZRS' : 'Standard_LRS'
     writers: [
       { principalId: fnoTopic.outputs.principalId, resourceId: fnoTopic.outputs.resourceId }
       { principalId: eventsTopic.outputs.principalId, resourceId: eventsTopic.outputs.resourceId }
+      { principalId: appIdentity.outputs.principalId, resourceId: appIdentity.outputs.resourceId }
     ]
   }
 }
@@ -508,7 +509,11 @@ module router 'modules/app.bicep' = if (deployApps) {
     vaultUri: keyVault.outputs.uri
     role: embedded ? 'all' : 'router'
     configuration: replace(
-      replace(knownConfiguration, '__SERVICE_BUS__', serviceBus.outputs.host),
+      replace(
+        replace(knownConfiguration, '__SERVICE_BUS__', serviceBus.outputs.host),
+        '__DEADLETTERS__',
+        storage.outputs.blobEndpoint
+      ),
       '__IDENTITY_CLIENT_ID__',
       appIdentity.outputs.clientId
     )
@@ -539,7 +544,11 @@ module subscribers 'modules/app.bicep' = if (deployApps && !embedded) {
     vaultUri: keyVault.outputs.uri
     role: 'subscribers'
     configuration: replace(
-      replace(knownConfiguration, '__SERVICE_BUS__', serviceBus.outputs.host),
+      replace(
+        replace(knownConfiguration, '__SERVICE_BUS__', serviceBus.outputs.host),
+        '__DEADLETTERS__',
+        storage.outputs.blobEndpoint
+      ),
       '__IDENTITY_CLIENT_ID__',
       appIdentity.outputs.clientId
     )
@@ -635,8 +644,8 @@ output SERVICE_BUS_HOST string = serviceBus.outputs.host
 @description('Name of the storage account with what Event Grid could not deliver.')
 output DEADLETTER_STORAGE_NAME string = storage.outputs.name
 
-@description('Name of the container in it.')
-output DEADLETTER_CONTAINER_NAME string = storage.outputs.containerName
+@description('What the names of the containers in it begin with; the name of the source follows.')
+output DEADLETTER_CONTAINER_PREFIX string = deadLetterPrefix
 
 @description('Name of the container registry; empty without one.')
 output REGISTRY_NAME string = withRegistry ? registry!.outputs.name : ''

@@ -128,6 +128,7 @@ func configuration(t testing.TB, m mode) string {
 		"__AUTHORITY__":          "https://login.microsoftonline.com",
 		"__WEBHOOK_APP_ID__":     "66666666-7777-8888-9999-000000000000",
 		"__WEBHOOK_APP_URI__":    "api://66666666-7777-8888-9999-000000000000",
+		"__DEADLETTERS__":        "https://stgridfanabcdefghijklm.blob.core.windows.net/",
 		"__SERVICE_BUS__":        "sbns-gridfan-abcdefghijklm.servicebus.windows.net",
 		"__IDENTITY_CLIENT_ID__": "99999999-8888-7777-6666-555555555555",
 	}

@@ -25,10 +25,10 @@ param webhookAppIdOrUri string
 @maxLength(24)
 param deadLetterStorageName string
 
-@description('Required. Name of the container in it: DEADLETTER_CONTAINER_NAME of main.bicep.')
-@minLength(3)
-@maxLength(63)
-param deadLetterContainerName string
+@description('Required. What the names of the containers in it begin with: DEADLETTER_CONTAINER_PREFIX of main.bicep. The source\'s name follows.')
+@minLength(1)
+@maxLength(40)
+param deadLetterContainerPrefix string
 
 @description('Required. What is delivered to which source.')
 param subscriptions subscriptionType[]
@@ -79,7 +79,7 @@ resource eventSubscriptions 'Microsoft.EventGrid/topics/eventSubscriptions@2025-
           endpointType: 'StorageBlob'
           properties: {
             resourceId: deadLetterStorage.id
-            blobContainerName: deadLetterContainerName
+            blobContainerName: '${deadLetterContainerPrefix}${entry.source}'
           }
         }
       }

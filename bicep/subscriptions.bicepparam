@@ -5,7 +5,7 @@ using 'subscriptions.bicep'
 param routerName = readEnvironmentVariable('ROUTER_NAME', 'ca-router')
 param webhookAppIdOrUri = readEnvironmentVariable('WEBHOOK_APP_ID', '00000000-0000-0000-0000-000000000000')
 param deadLetterStorageName = readEnvironmentVariable('DEADLETTER_STORAGE_NAME', 'stgridfan')
-param deadLetterContainerName = readEnvironmentVariable('DEADLETTER_CONTAINER_NAME', 'deadletters')
+param deadLetterContainerPrefix = readEnvironmentVariable('DEADLETTER_CONTAINER_PREFIX', 'deadletters-')
 param subscriptions = [
   {
     name: 'evgs-gridfan-fno'

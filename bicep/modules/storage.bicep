@@ -1,5 +1,5 @@
 metadata name = 'Storage'
-metadata description = 'The storage account with the container for what Event Grid could not deliver.'
+metadata description = 'The storage account with the containers for what Event Grid could not deliver.'
 
 import { granteeType, roles } from 'types.bicep'
 
@@ -14,16 +14,14 @@ param location string
 @description('Required. Tags of the resource.')
 param tags { *: string }
 
-@description('Required. Name of the container for dead letters.')
-@minLength(3)
-@maxLength(63)
-param containerName string
+@description('Required. Names of the containers for dead letters, one for each source.')
+param containerNames string[]
 
 @description('Required. How many copies there are and where.')
 @allowed(['Standard_LRS', 'Standard_ZRS', 'Standard_GRS', 'Standard_GZRS'])
 param sku string
 
-@description('Required. Identities that may write blobs: those of the topics.')
+@description('Required. Identities that may write, read and delete blobs: those of the topics, and that of the apps, which reads them back.')
 param writers granteeType[]
 
 resource account 'Microsoft.Storage/storageAccounts@2025-06-01' = {
@@ -46,13 +44,16 @@ resource account 'Microsoft.Storage/storageAccounts@2025-06-01' = {
       deleteRetentionPolicy: { enabled: true, days: 14 }
       containerDeleteRetentionPolicy: { enabled: true, days: 14 }
     }
-
-    resource deadLetters 'containers' = {
-      name: containerName
-      properties: { publicAccess: 'None' }
-    }
   }
 }
+
+resource deadLetters 'Microsoft.Storage/storageAccounts/blobServices/containers@2025-06-01' = [
+  for containerName in containerNames: {
+    parent: account::blobs
+    name: containerName
+    properties: { publicAccess: 'None' }
+  }
+]
 
 resource mayWrite 'Microsoft.Authorization/roleAssignments@2022-04-01' = [
   for writer in writers: {
@@ -72,5 +73,5 @@ output resourceId string = account.id
 @description('Name of the account.')
 output name string = account.name
 
-@description('Name of the container for dead letters.')
-output containerName string = account::blobs::deadLetters.name
+@description('Address of its blobs.')
+output blobEndpoint string = account.properties.primaryEndpoints.blob
