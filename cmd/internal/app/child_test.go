@@ -204,6 +204,10 @@ func receiversChild() int {
 		for len(took) < n {
 			more.Wait()
 		}
+		if len(took) == 0 {
+			_, _ = io.WriteString(w, "{}")
+			return
+		}
 		slices.Sort(took)
 		at := func(q float64) time.Duration { return took[int(q*float64(len(took)-1))] }
 		b, _ := json.Marshal(figures{N: len(took), Least: took[0], P50: at(.5), P99: at(.99), Most: at(1)})
