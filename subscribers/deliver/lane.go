@@ -127,6 +127,9 @@ func (l *lane) declare(ctx context.Context) (made bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("consumer %q on %s: %w", cfg.Durable, l.stream, err)
 	}
+	if made {
+		l.w.leftovers.Store(nil) // what this process put there since is not among them
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -455,7 +458,7 @@ func (l *lane) fetchProbe(ctx context.Context, done func()) error {
 // than shortWait may be short of successors.
 const (
 	longWait  = holdEvery / 2
-	shortWait = holdEvery / 8
+	shortWait = holdEvery / 4
 )
 
 // paced makes the queue as long as suits how long an event has waited in it. Where
@@ -475,14 +478,14 @@ func (l *lane) paced(waited time.Duration) {
 	}
 }
 
-// room waits until at least half of what may be queued has left, and tells how much
-// there is room for.
+// room waits until more than half of what may be queued has left, and tells how much
+// there is room for: a short queue too is filled by one request for all of it.
 func (l *lane) room(ctx context.Context) int {
 	for {
 		l.mu.Lock()
 		queued, ready := l.queued, l.ready
 		l.mu.Unlock()
-		if free := ready - queued; free > 0 && free*2 >= ready {
+		if free := ready - queued; free*2 > ready {
 			return free
 		}
 		select {

@@ -84,7 +84,7 @@ func (w *worker) putBehind(d *delivery) {
 		return
 	}
 	w.retries.add(w.stopped, sizeOf(m))
-	if d.repeat {
+	if w.mayWait(d) {
 		w.purge(broker.RetryWaitingIn(w.sub.Name, d.origin.sequence, d.line))
 	}
 	w.settle(d, Record{Outcome: RecordBehind, Time: time.Now()})

@@ -76,9 +76,9 @@ type place struct {
 }
 
 // progress is how far an event has come: the highest hop that was settled, and
-// whether that ended it.
+// whether that ended it. It is small: thousands are remembered for each subscriber.
 type progress struct {
-	hop   int
+	hop   int32
 	final bool
 }
 
@@ -87,7 +87,8 @@ type progress struct {
 // a hop whose record a crash prevented, and that was ended when it came again.
 // Whoever sends an event out anew after its end gives it a hop further on.
 func (p progress) passed(hop int) bool {
-	return hop <= p.hop || p.final && hop == p.hop+1
+	last := int(p.hop)
+	return hop <= last || p.final && hop == last+1
 }
 
 // then is the progress after another settlement. An event that is sent out anew
@@ -108,7 +109,7 @@ func (r Record) progress() (p progress, ok bool) {
 	case RecordTried, RecordRedriven, RecordReplayed, RecordDropped:
 		return progress{}, false
 	}
-	return progress{r.Hop, r.Outcome != RecordRetry && r.Outcome != RecordBehind && r.Outcome != RecordLocked}, true
+	return progress{int32(r.Hop), r.Outcome != RecordRetry && r.Outcome != RecordBehind && r.Outcome != RecordLocked}, true
 }
 
 // appendTo appends the record as one line of a block. It is what encoding/json

@@ -216,7 +216,7 @@ func (w *worker) retry(d *delivery, p plan, a Attempt, took time.Duration, free 
 	// No fresh events are fetched without room for retries, so this one has
 	// some, or is one of the last that were fetched.
 	w.retries.add(w.stopped, sizeOf(m))
-	if d.repeat && d.line != "" {
+	if d.line != "" && w.mayWait(d) {
 		w.purge(broker.RetryBehind(w.sub.Name, d.origin.sequence, d.line))
 	}
 	w.outage.add(waiting)
@@ -418,7 +418,7 @@ func (w *worker) record(d *delivery, r Record) Record {
 // settle records how a delivery ended and then acks it. It is the only way to
 // an ack, but for what the subscriber was never meant to get.
 func (w *worker) settle(d *delivery, r Record) {
-	if d.repeat && r.Outcome != RecordRetry && r.Outcome != RecordBehind && r.Outcome != RecordLocked {
+	if r.Outcome != RecordRetry && r.Outcome != RecordBehind && r.Outcome != RecordLocked && w.mayWait(d) {
 		w.dropRetry(d)
 	}
 	r = w.record(d, r)

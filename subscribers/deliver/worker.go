@@ -15,6 +15,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -296,6 +297,8 @@ type worker struct {
 	settled *settled
 	hands   hands
 	outage  outage
+	// leftovers is nil when anything may be left over.
+	leftovers atomic.Pointer[leftovers]
 
 	stopped   context.Context // ends when no more may be fetched
 	stop      context.CancelFunc
@@ -353,7 +356,9 @@ func start(ctx context.Context, of *Worker) (*worker, error) {
 		p.join(w)
 	}
 	sorting, cancel := context.WithTimeout(ctx, sortPatience)
-	err = w.sortRetries(sorting)
+	if err = w.sortRetries(sorting); err == nil {
+		err = w.findLeftovers(sorting)
+	}
 	cancel()
 	if w.gate != nil {
 		// What comes behind others goes to the retry lane untried, hundreds at a
