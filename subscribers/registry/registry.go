@@ -647,15 +647,27 @@ func (r *Registry) DeleteIf(ctx context.Context, name string, discard bool, revi
 	return b, nil
 }
 
+// deletionAnswer is how long the deletion of a cursor is waited for before it is asked
+// for again. On a cluster the cursor's leader answers, and one that was made just now
+// has none: it goes, and nobody says so (nats-server v2.15.2,
+// server/jetstream_cluster.go, processClusterDeleteConsumer; seen 2026-11).
+const deletionAnswer = time.Second
+
 // clear removes what a deleted subscriber leaves on the broker.
 func (r *Registry) clear(ctx context.Context, name string) error {
 	js := r.broker.JetStream()
 	drop := func(stream string) error {
-		err := js.DeleteConsumer(ctx, stream, name)
-		if errors.Is(err, jetstream.ErrConsumerNotFound) {
-			return nil
+		for {
+			asking, cancel := context.WithTimeout(ctx, deletionAnswer)
+			err := js.DeleteConsumer(asking, stream, name)
+			cancel()
+			switch {
+			case errors.Is(err, jetstream.ErrConsumerNotFound):
+				return nil
+			case ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
+				return err
+			}
 		}
-		return err
 	}
 	if err := drop(broker.StreamEvents); err != nil {
 		return err
