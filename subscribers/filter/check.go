@@ -225,6 +225,8 @@ func place(a *ast.AST, id int64) string {
 // nullable is how CEL writes the type of what may be null.
 var nullable = regexp.MustCompile(`wrapper\((\w+)\)`)
 
+var guessed = regexp.MustCompile(` \(did you mean [^)]*\)`)
+
 // maxIssues is how many mistakes are told at once.
 const maxIssues = 3
 
@@ -241,6 +243,7 @@ func describe(issues *cel.Issues, parsed *ast.AST, s *Schema) error {
 		message = strings.ReplaceAll(message, " (in container '')", "")
 		message, _, _ = strings.Cut(message, " expecting ")
 		message = nullable.ReplaceAllString(message, "$1 or null")
+		message = guessed.ReplaceAllString(message, "") // remedy knows more of what there is
 		for _, known := range []struct{ cel, ours string }{
 			{"Syntax error: mismatched input '<EOF>'", "the expression ends early"},
 			{"recursion depth exceeded", fmt.Sprintf("nested more than %d deep; use fewer brackets and operators, or a list and in", maxDepth)},

@@ -225,6 +225,7 @@ func TestCompileErrors(t *testing.T) {
 		{`event.id > 5`, `1:10: found no matching overload for '_>_' applied to '(string, int)'`},
 		{`event.time > "2026"`, `1:12: found no matching overload for '_>_' applied to '(timestamp, string)'`},
 		{`subject == "x"`, `1:1: undeclared reference to 'subject'; did you mean event.subject?`},
+		{`evnt.type == "a"`, `1:1: undeclared reference to 'evnt'; did you mean event?`},
 		{`data.x == 1`, `1:1: undeclared reference to 'data'; did you mean event.data?`},
 		{`Amount > 1`, `1:1: undeclared reference to 'Amount'; a member of the data is event.data.Amount, and a text "Amount"`},
 		{"true &&\n  event.ID == \"x\"", `2:8: undefined field 'ID'`},

@@ -41,7 +41,8 @@ type Finder struct {
 // Query says what to look for.
 type Query struct {
 	// What is an event's id, or a record: a business key, a record's id, a match
-	// key, or a part of one of them between slashes. Case does not matter.
+	// key, or a part of one of them between slashes; of a GUID at least the first
+	// eight digits. Case does not matter.
 	What string
 	// Since is how far back to look.
 	Since time.Duration
@@ -251,13 +252,18 @@ func (b budget) spent() bool { return time.Now().After(b.until) }
 type needle struct {
 	text string // lower case
 	guid string // lower case, empty if there is none in it
+	// begins: text is how a GUID begins, as screens show it.
+	begins bool
 }
 
 var guidPattern = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
 
+var guidBeginning = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]*){0,4}$`)
+
 func newNeedle(what string) needle {
 	text := strings.ToLower(strings.Trim(strings.TrimSpace(what), "{}"))
-	return needle{text, guidPattern.FindString(text)}
+	guid := guidPattern.FindString(text)
+	return needle{text, guid, guid == "" && guidBeginning.MatchString(text)}
 }
 
 // headerNames are those that name an event or what it is about.
@@ -276,7 +282,7 @@ func (n needle) in(h nats.Header) bool {
 }
 
 // is compares with one value: all of it, or a part of it between slashes, or a
-// GUID anywhere in it.
+// GUID anywhere in it or how the first one begins.
 func (n needle) is(value string) bool {
 	if len(value) < len(n.text) && n.guid == "" {
 		return false
@@ -290,6 +296,9 @@ func (n needle) is(value string) bool {
 		if (i == 0 || value[i-1] == '/') && (end == len(value) || value[end] == '/') {
 			return true
 		}
+	}
+	if n.begins {
+		return strings.HasPrefix(guidPattern.FindString(value), n.text)
 	}
 	return n.guid != "" && strings.Contains(value, n.guid)
 }

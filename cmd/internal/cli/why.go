@@ -20,7 +20,7 @@ func newWhy(env Env) *cobra.Command {
 		Use: "why ID | RECORD", Short: "Tell what became of an event, from its source to every attempt",
 		Long: `why looks for an event by its id, or for the events of a record: by business key,
 record id, match key or partition key, in any case, or a part of one between
-slashes. For each event it tells where it came from and what every subscriber's
+slashes; of a GUID its first eight digits will do. For each event it tells where it came from and what every subscriber's
 every attempt said. There is no index, so it reads back through what is stored:
 about 70,000 events a second.`,
 		Example: "  gridfan why 5637144576\n  gridfan why USMF/PO-000123 --since 7d\n  gridfan why 6f9619ff-8b86-d011-b42d-00c04fc964ff --json",
