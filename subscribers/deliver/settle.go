@@ -201,10 +201,17 @@ func (w *worker) retry(d *delivery, p plan, a Attempt, took time.Duration, free 
 	if d.line != "" {
 		waiting, due = broker.RetryWaitingIn(w.sub.Name, d.origin.sequence, d.line), broker.RetryDueIn(w.sub.Name, d.origin.sequence, d.line)
 	}
-	// The client's option cuts the time to whole seconds, which is early.
-	h.Set("Nats-Schedule", "@at "+next.UTC().Format(time.RFC3339Nano))
-	h.Set("Nats-Schedule-Target", due)
 	m := &nats.Msg{Subject: waiting, Header: h, Data: d.body()}
+	// While the subscriber is down nothing is fetched but to probe with: there is no
+	// time to wait for, and what waits for one costs the server a walk over all
+	// cursors when it has come.
+	if d.line == "" && a.RetryAfter == 0 && !w.breaker.closed() {
+		m.Subject, waiting = due, ""
+	} else {
+		// The client's option cuts the time to whole seconds, which is early.
+		h.Set("Nats-Schedule", "@at "+next.UTC().Format(time.RFC3339Nano))
+		h.Set("Nats-Schedule-Target", due)
+	}
 	switch w.store(d, m) {
 	case unstored:
 		d.lane.giveBack(d)
@@ -219,7 +226,9 @@ func (w *worker) retry(d *delivery, p plan, a Attempt, took time.Duration, free 
 	if d.line != "" && w.mayWait(d) {
 		w.purge(broker.RetryBehind(w.sub.Name, d.origin.sequence, d.line))
 	}
-	w.outage.add(waiting)
+	if waiting != "" {
+		w.outage.add(waiting)
+	}
 	w.settle(d, Record{
 		Outcome: RecordRetry, Status: a.Status, Fault: a.Fault, Reason: a.Reason,
 		Millis: took.Milliseconds(), Time: now, Next: &next, Probe: free,
